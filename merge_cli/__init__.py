@@ -1,0 +1,66 @@
+"""Merge fine-tuned neural networks in parameter space.
+
+    from merge_cli import build_plan, load_recipe, merge
+
+    plan = build_plan(load_recipe("recipe.yml"))
+    report = merge(plan, "merged")
+
+Names are imported on first use, so that a program that only asks for the version does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from merge_cli.errors import (
+    CheckpointError,
+    Interrupted,
+    MergeError,
+    RecipeError,
+    ResourceError,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from merge_cli.checkpoint import open_checkpoint
+    from merge_cli.plan import MergePlan, build_plan
+    from merge_cli.recipe import Recipe, load_recipe
+    from merge_cli.report import MergeReport
+    from merge_cli.run import merge
+
+__version__ = version("merge-cli")
+
+_LAZY = {
+    "MergePlan": "merge_cli.plan",
+    "MergeReport": "merge_cli.report",
+    "Recipe": "merge_cli.recipe",
+    "build_plan": "merge_cli.plan",
+    "load_recipe": "merge_cli.recipe",
+    "merge": "merge_cli.run",
+    "open_checkpoint": "merge_cli.checkpoint",
+}
+
+__all__ = [
+    "CheckpointError",
+    "Interrupted",
+    "MergeError",
+    "MergePlan",
+    "MergeReport",
+    "Recipe",
+    "RecipeError",
+    "ResourceError",
+    "VerificationError",
+    "__version__",
+    "build_plan",
+    "load_recipe",
+    "merge",
+    "open_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'merge_cli' has no attribute '{name}'")

@@ -1,0 +1,30 @@
+"""Bytes to and from disk: knows no method and no recipe."""
+
+from merge_cli.checkpoint.dtypes import DType, from_torch, parse_float_dtype, to_torch
+from merge_cli.checkpoint.files import Files
+from merge_cli.checkpoint.header import FileIdentity, StoredTensor
+from merge_cli.checkpoint.index import Checkpoint, open_checkpoint
+from merge_cli.checkpoint.layout import Layout, lay_out
+from merge_cli.checkpoint.locate import SIDE_PATTERNS, locate
+from merge_cli.checkpoint.reader import Reader
+from merge_cli.checkpoint.writer import ShardWriter, Staging, check_replaceable
+
+__all__ = [
+    "SIDE_PATTERNS",
+    "Checkpoint",
+    "DType",
+    "FileIdentity",
+    "Files",
+    "Layout",
+    "Reader",
+    "ShardWriter",
+    "Staging",
+    "StoredTensor",
+    "check_replaceable",
+    "from_torch",
+    "lay_out",
+    "locate",
+    "open_checkpoint",
+    "parse_float_dtype",
+    "to_torch",
+]

@@ -1,0 +1,142 @@
+"""The one seam between this project and the operating system's files.
+
+Everything that reads tensor data or writes output goes through a :class:`Files`, so that a test can make any single
+call fail. Calls that failed are turned into errors that name the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from merge_cli.errors import CheckpointError, ResourceError
+
+# Linux transfers at most this many bytes in one call, whatever is asked for.
+_MOST_PER_CALL = 0x7FFF_F000
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Files:
+    """The system calls in use, one method each; subclass it to inject faults."""
+
+    def open_read(self, path: Path) -> int:
+        """Open for reading and return the descriptor."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def open_write(self, path: Path) -> int:
+        """Open for writing, making the file where it does not exist, and return the descriptor."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def pread(self, fd: int, view: memoryview, offset: int) -> int:
+        """Read into ``view`` from ``offset`` and return how many bytes came; fewer is not an error here."""
+        return os.preadv(fd, [view], offset)
+
+    def pwrite(self, fd: int, view: memoryview, offset: int) -> int:
+        """Write ``view`` at ``offset`` and return how many bytes went; fewer is not an error here."""
+        return os.pwrite(fd, view, offset)
+
+    def reserve(self, fd: int, size: int) -> None:
+        """Make the file ``size`` bytes long and reserve them on disk, so that a full disk is known before the work."""
+        os.ftruncate(fd, size)
+        if size:
+            os.posix_fallocate(fd, 0, size)
+
+    def stat(self, fd: int) -> os.stat_result:
+        """Return what is known of an open file."""
+        return os.fstat(fd)
+
+    def sync(self, fd: int) -> None:
+        """Return when the file's data is on the device."""
+        os.fsync(fd)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file or folder its new name, atomically."""
+        os.rename(old, new)  # noqa: PTH104 - Path.rename would hide which call this is
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)
+
+    # What follows is built from the calls above.
+
+    def read_exactly(self, fd: int, view: memoryview, offset: int, path: Path) -> None:
+        """Fill ``view``, a view of single bytes, from ``offset``.
+
+        Raises:
+            CheckpointError: If the file ends before, or cannot be read.
+        """
+        _check_bytes(view)
+        done = 0
+        with reading(path):
+            while done < len(view):
+                count = self.pread(fd, view[done : done + _MOST_PER_CALL], offset + done)
+                if count <= 0:
+                    raise CheckpointError(
+                        f"{path} ends at byte {offset + done}, expected {len(view) - done} bytes more",
+                        hint="the file is truncated or was changed while it was read; download or copy it again",
+                    )
+                done += count
+
+    def write_all(self, fd: int, view: memoryview, offset: int, path: Path) -> None:
+        """Write all of ``view``, a view of single bytes, at ``offset``.
+
+        Raises:
+            ResourceError: If the disk is full or refuses.
+        """
+        _check_bytes(view)
+        done = 0
+        with writing(path):
+            while done < len(view):
+                count = self.pwrite(fd, view[done : done + _MOST_PER_CALL], offset + done)
+                if count <= 0:
+                    raise OSError(errno.EIO, "the system wrote nothing")
+                done += count
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make the names in a folder durable."""
+        with writing(folder):
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self.sync(fd)
+            finally:
+                self.close(fd)
+
+    def write_new(self, path: Path, content: bytes, *, sync: bool) -> None:
+        """Write a small file in one go, in place of one that has the name."""
+        with writing(path):
+            fd = self.open_write(path)
+            try:
+                self.reserve(fd, len(content))
+                self.write_all(fd, memoryview(content), 0, path)
+                if sync:
+                    self.sync(fd)
+            finally:
+                self.close(fd)
+
+
+def _check_bytes(view: memoryview) -> None:
+    # The system counts bytes and len() counts items, so that a short read of wider items would leave a hole.
+    if view.nbytes != len(view):
+        raise TypeError(f"expected a view of single bytes, got items of format '{view.format}'; cast it to 'B'")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a CheckpointError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a ResourceError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some disk space or write elsewhere" if error.errno in _FULL else None
+        raise ResourceError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error

@@ -1,0 +1,184 @@
+"""The header of a safetensors file: read with suspicion, written aligned.
+
+Layout of the format: eight bytes with the header's length (little-endian), the header (JSON), then the tensors' bytes
+without gap or overlap. A header comes from whoever made the file, so every number in it is checked before use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merge_cli.checkpoint.dtypes import DType
+from merge_cli.checkpoint.files import Files, reading
+from merge_cli.errors import CheckpointError
+
+# The limit that the format's own library sets.
+_MOST_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor's bytes are: ``numel`` elements of ``dtype`` in C order, ``offset`` bytes into ``file``."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What tells a file from another or from itself after a change: ``sha256`` is that of its header alone."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a weight file says it holds; ``tensors`` in the order of their bytes."""
+
+    identity: FileIdentity
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path, files: Files) -> Header:
+    """Read and check the header of a safetensors file, without reading tensor data.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, or its header is not that of a sound safetensors file.
+    """
+    with reading(path):
+        fd = files.open_read(path)
+    try:
+        with reading(path):
+            stat = files.stat(fd)
+        if stat.st_size < 8:
+            raise _damaged(path, f"it has {stat.st_size} bytes, fewer than the 8 that hold the header's length")
+        length = bytearray(8)
+        files.read_exactly(fd, memoryview(length), 0, path)
+        header_bytes = int.from_bytes(length, "little")
+        if header_bytes > min(_MOST_HEADER_BYTES, stat.st_size - 8):
+            raise _damaged(path, f"its header claims {header_bytes} bytes of the {stat.st_size - 8} that follow")
+        raw = bytearray(header_bytes)
+        files.read_exactly(fd, memoryview(raw), 8, path)
+    finally:
+        files.close(fd)
+    entries = _parse(bytes(raw), path)
+    metadata = _metadata(entries.pop("__metadata__", {}), path)
+    tensors = [_tensor(name, entry, path, 8 + header_bytes) for name, entry in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    _check_coverage(tensors, 8 + header_bytes, stat.st_size, path)
+    identity = FileIdentity(path, stat.st_size, stat.st_mtime_ns, hashlib.sha256(raw).hexdigest())
+    return Header(identity, {tensor.name: tensor for tensor in tensors}, metadata)
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not a sound safetensors file: {why}", hint="download or copy it again")
+
+
+def _parse(raw: bytes, path: Path) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"'{name[:100]}' stands twice")
+            if not is_text(name) or (isinstance(value, str) and not is_text(value)):
+                raise ValueError(f"{name[:100]!r} or its value has half of a surrogate pair, which is no text")
+            found[name] = value
+        return found
+
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except RecursionError as error:
+        raise _damaged(path, "its header is nested too deeply") from error
+    except ValueError as error:
+        raise _damaged(path, f"its header is not valid JSON: {str(error)[:200]}") from error
+    if not isinstance(entries, dict):
+        raise _damaged(path, "its header is not a JSON object")
+    return entries
+
+
+def _metadata(found: Any, path: Path) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise _damaged(path, "its __metadata__ is not a mapping of texts to texts")
+    return found
+
+
+def is_text(name: str) -> bool:
+    """Whether UTF-8 can hold it; JSON and pickles can smuggle in halves of surrogate pairs, which nothing can write."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _tensor(name: str, entry: Any, path: Path, data_start: int) -> StoredTensor:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _damaged(path, f"tensor '{name[:100]}' must have exactly dtype, shape and data_offsets")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DType.__members__:
+        raise CheckpointError(
+            f"{path}: tensor '{name[:100]}' has dtype {str(entry['dtype'])[:40]!r}, which is not supported",
+            hint=f"supported: {', '.join(DType)}",
+        )
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise _damaged(path, f"tensor '{name[:100]}' has a shape or offsets that are not natural numbers")
+    # A zero among huge sizes makes an empty tensor whose other sizes no library can multiply.
+    if math.prod(size for size in shape if size) >= 2**63:
+        raise _damaged(path, f"tensor '{name[:100]}' has more elements than can be counted: {str(shape)[:100]}")
+    tensor = StoredTensor(name, DType(entry["dtype"]), tuple(shape), path, data_start + offsets[0])
+    if tensor.nbytes != offsets[1] - offsets[0]:
+        raise _damaged(
+            path,
+            f"tensor '{name[:100]}' of shape {str(list(shape))[:100]} and dtype {tensor.dtype} takes {tensor.nbytes} "
+            f"bytes, its offsets give {offsets[1] - offsets[0]}",
+        )
+    return tensor
+
+
+def _naturals(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= 64
+        and all(type(number) is int and 0 <= number < 2**63 for number in value)
+    )
+
+
+def _check_coverage(tensors: list[StoredTensor], start: int, size: int, path: Path) -> None:
+    """Refuse tensors whose bytes do not fill the file from the header to its end, each byte once."""
+    position = start
+    for tensor in tensors:
+        if tensor.offset != position:
+            what = "overlaps the one before it" if tensor.offset < position else "leaves a gap before it"
+            raise _damaged(path, f"tensor '{tensor.name[:100]}' {what}")
+        position += tensor.nbytes
+    if position != size:
+        raise _damaged(path, f"its tensors end at byte {position}, the file at byte {size}")
+
+
+def encode_header(entries: dict[str, Any]) -> bytes:
+    """Write a header, its length included, padded with blanks so that tensor data starts at a multiple of eight."""
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

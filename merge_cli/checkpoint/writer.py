@@ -1,0 +1,210 @@
+"""An output checkpoint: space reserved first, blocks written at their offsets in any order, the name given last."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from merge_cli.checkpoint.files import Files, writing
+from merge_cli.checkpoint.header import StoredTensor
+from merge_cli.checkpoint.layout import Layout
+from merge_cli.errors import RecipeError, ResourceError
+from merge_cli.units import format_bytes
+
+_LOCK = ".lock"
+_WEIGHTS = frozenset(
+    {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
+)
+
+
+class ShardWriter:
+    """Writes the shards of a layout into a folder; :meth:`write` may be called from many threads.
+
+    Raises:
+        ResourceError: If the disk cannot hold the layout; nothing has been computed by then.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, files: Files | None = None) -> None:
+        self._files = files or Files()
+        self._folder = folder
+        self._descriptors: dict[str, int] = {}
+        with writing(folder):
+            free = shutil.disk_usage(folder).free
+        if layout.nbytes > free:
+            raise ResourceError(
+                f"{folder} has {format_bytes(free)} free, the output takes {format_bytes(layout.nbytes)}",
+                hint="free some disk space, write elsewhere, or choose a smaller out_dtype",
+            )
+        try:
+            for shard in layout.shards:
+                path = folder / shard.file
+                with writing(path):
+                    fd = self._descriptors[shard.file] = self._files.open_write(path)
+                    self._files.reserve(fd, shard.size)
+                self._files.write_all(fd, memoryview(shard.header), 0, path)
+        except BaseException:
+            with contextlib.suppress(ResourceError):
+                self.close()
+            raise
+
+    def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
+        """Write bytes of a tensor from element ``start``."""
+        name = str(place.file)
+        offset = place.offset + start * place.dtype.itemsize
+        self._files.write_all(self._descriptors[name], view, offset, self._folder / name)
+
+    def sync(self) -> None:
+        """Return when all that was written is on the device."""
+        for name, fd in self._descriptors.items():
+            with writing(self._folder / name):
+                self._files.sync(fd)
+
+    def close(self) -> None:
+        """Close the files.
+
+        Raises:
+            ResourceError: If the system reports now that it could not keep what was written; all are closed even so.
+        """
+        with contextlib.ExitStack() as stack:
+            while self._descriptors:
+                stack.callback(self._close, *self._descriptors.popitem())
+
+    def _close(self, name: str, fd: int) -> None:
+        with writing(self._folder / name):
+            self._files.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        # What went wrong first is what the user must hear of.
+        with contextlib.suppress(ResourceError) if error is not None else contextlib.nullcontext():
+            self.close()
+
+
+class Staging:
+    """The folder ``OUT.partial`` in which an output is made; OUT itself appears complete or not at all.
+
+    Raises:
+        RecipeError: If OUT has no name of its own to derive others from, such as ``.`` or ``..``.
+    """
+
+    def __init__(self, out: Path, *, force: bool, files: Files | None = None) -> None:
+        if out.name in {"", ".."}:
+            raise RecipeError(f"'{out}' does not name an output", hint="give it a name of its own, such as ./merged")
+        self.out = out
+        self.folder = out.with_name(out.name + ".partial")
+        self._replaced = out.with_name(out.name + ".replaced")
+        self._files = files or Files()
+        self._force = force
+        self._owned = False
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Path]:
+        """Make the folder and lock it against other runs; what a run that died has left in it is removed.
+
+        Raises:
+            ResourceError: If another process is working in it, or it cannot be made.
+            RecipeError: If OUT exists and may not be replaced, or if the folder was not made by such a run.
+        """
+        self._check_free()
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            names = [path.name for path in self.folder.iterdir()]
+            if names and _LOCK not in names:
+                raise RecipeError(
+                    f"{self.folder} is in the way, and no earlier run has made it",
+                    hint="move it away, or choose another name for the output",
+                )
+            fd = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            with writing(self.folder):
+                if not self._take_lock(fd):
+                    raise ResourceError(f"another process is writing {self.folder}", hint="wait for it, or stop it")
+                self._owned = True
+                self._clear()
+            yield self.folder
+        finally:
+            os.close(fd)
+
+    def commit(self, *, sync: bool) -> None:
+        """Give the folder its final name, inside :meth:`open`; an OUT that may be replaced goes only after that."""
+        self._check_free()
+        with writing(self.out):
+            if sync:
+                self._files.sync_folder(self.folder)
+            replacing = self.out.exists()
+            if replacing:
+                self._files.rename(self.out, self._replaced)
+            try:
+                self._files.rename(self.folder, self.out)
+            except BaseException:
+                if replacing:
+                    self._files.rename(self._replaced, self.out)
+                raise
+            self._owned = False
+            # Not before: a run that starts now would find the folder unlocked, and clear it.
+            (self.out / _LOCK).unlink(missing_ok=True)
+            if sync:
+                self._files.sync_folder(self.out.parent)
+            if replacing:
+                shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove the folder and what is in it; leave it alone where another process has it."""
+        if self._owned:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._owned = False
+
+    def _check_free(self) -> None:
+        check_replaceable(self.out, force=self._force)
+        with writing(self._replaced):
+            if self.out.exists() and self._replaced.exists():
+                raise RecipeError(
+                    f"{self._replaced} is in the way; it may be an earlier output that a stopped run has kept",
+                    hint="move it away or remove it",
+                )
+
+    def _take_lock(self, fd: int) -> bool:
+        lock = self.folder / _LOCK
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have committed between our opening and locking it, and its name gone with the folder.
+            return os.path.samestat(os.fstat(fd), lock.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name == _LOCK:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def check_replaceable(out: Path, *, force: bool) -> None:
+    """Refuse an OUT that exists, unless ``force`` is given and it is a checkpoint or an empty folder.
+
+    Raises:
+        RecipeError: With what is in the way.
+    """
+    with writing(out):
+        if not out.exists() and not out.is_symlink():
+            return
+        if not force:
+            raise RecipeError(f"{out} exists", hint="choose another name, or replace it with --force")
+        if out.is_symlink() or not out.is_dir():
+            raise RecipeError(f"{out} is not a folder; --force replaces checkpoints only")
+        names = {path.name for path in out.iterdir()}
+    # Many a folder that is no checkpoint has a config.json, or holds safetensors files of several models.
+    whole = "config.json" in names and any(name.endswith(".safetensors") for name in names)
+    if names and not whole and not names & _WEIGHTS:
+        raise RecipeError(f"{out} does not look like a checkpoint; --force replaces checkpoints only")

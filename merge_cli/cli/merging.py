@@ -1,0 +1,117 @@
+"""``merge`` and ``plan``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from merge_cli.errors import RecipeError
+from merge_cli.units import parse_bytes
+
+if TYPE_CHECKING:
+    from merge_cli.plan import MergePlan
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PLACE=VALUE", help="Change a value: models.0.parameters.weight=0.3. Repeatable."),
+]
+Memory = Annotated[str, typer.Option(metavar="SIZE", help="Memory for all buffers together.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Worker threads; default: one per processor.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")]
+ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Largest size of an output file.")]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinity in inputs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show more.")]
+
+
+def merge(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged checkpoint.", show_default=False)],
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
+    memory: Memory = "512MiB",
+    threads: Threads = None,
+    device: Device = "auto",
+    shard_size: ShardSize = "5GB",
+    fsync: Annotated[bool, typer.Option("--fsync/--no-fsync", help="Wait until the output is on the device.")] = True,
+    allow_nonfinite: AllowNonfinite = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+) -> None:
+    """Merge the models of RECIPE into OUT."""
+    from merge_cli.cli import render
+    from merge_cli.cli.progress import showing
+    from merge_cli.run import check_out
+    from merge_cli.run import merge as run_merge
+
+    planned = _plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite)
+    check_out(planned, out, force=force)
+    if not quiet:
+        render.warnings(planned.warnings)
+    if dry_run:
+        render.plan(planned, as_json=as_json)
+        return
+    if verbose:
+        render.plan(planned, as_json=False, to_stderr=True)
+    with showing(visible=not quiet and not as_json) as listener:
+        report = run_merge(planned, out, force=force, sync=fsync, listener=listener)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    elif not quiet:
+        render.report(report)
+
+
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    memory: Memory = "512MiB",
+    threads: Threads = None,
+    device: Device = "auto",
+    shard_size: ShardSize = "5GB",
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check RECIPE and show what a merge would read, write and hold; reads no tensor data."""
+    from merge_cli.cli import render
+
+    planned = _plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite=False)
+    render.warnings(planned.warnings)
+    render.plan(planned, as_json=as_json, every_tensor=verbose)
+
+
+def _plan(
+    recipe: Path,
+    overrides: list[str] | None,
+    memory: str,
+    threads: int | None,
+    device: str,
+    shard_size: str,
+    allow_nonfinite: bool,
+) -> MergePlan:
+    from merge_cli.plan import build_plan
+    from merge_cli.recipe import load_recipe
+
+    if device != "auto" and not device.startswith(("cpu", "cuda")):
+        raise RecipeError(f"--device {device}: expected auto, cpu or cuda[:N]")
+    return build_plan(
+        load_recipe(recipe, overrides=overrides or ()),
+        memory=_size(memory),
+        threads=threads,
+        shard_size=_size(shard_size),
+        device=device,
+        allow_nonfinite=allow_nonfinite,
+    )

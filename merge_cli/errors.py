@@ -1,0 +1,74 @@
+"""What can go wrong, drawn as a tree; the leaves differ in the exit code that a script sees.
+
+MergeError
+├── RecipeError         2   the recipe or the command line is wrong
+├── CheckpointError     3   an input cannot be used
+├── ResourceError       4   not enough disk or memory
+├── VerificationError   5   an output is not what it claims to be
+└── Interrupted       130   stopped by the user
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MergeError(Exception):
+    """A failure that its user can mend: says where, what was expected, what arrived, and what to try.
+
+    Args:
+        message: One sentence; it starts with the place (``recipe.yml:5: ...``) where there is one.
+        hint: What to try, or None.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
+
+
+class RecipeError(MergeError):
+    """The recipe or the command line is wrong."""
+
+    exit_code = 2
+
+
+class CheckpointError(MergeError):
+    """An input is missing, damaged, or does not fit the others."""
+
+    exit_code = 3
+
+
+class ResourceError(MergeError):
+    """There is not enough disk space or memory."""
+
+    exit_code = 4
+
+
+class VerificationError(MergeError):
+    """An output is not what it claims to be."""
+
+    exit_code = 5
+
+
+class Interrupted(MergeError):
+    """The user stopped the work."""
+
+    exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """Return ``did you mean 'x'?`` for the closest of ``known``, or None where nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else None
+
+
+def listed(names: Iterable[str], *, most: int = 8) -> str:
+    """Join names for a message: all of them up to ``most``, then how many more there are."""
+    everything = list(names)
+    shown = ", ".join(everything[:most])
+    return shown if len(everything) <= most else f"{shown} and {len(everything) - most} more"

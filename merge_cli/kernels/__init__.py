@@ -1,0 +1,40 @@
+"""Tensors in, tensors out: the arithmetic that methods share. Imports torch and nothing of this project.
+
+A result must not depend on how a tensor is cut into blocks. Elementwise torch operations keep that promise when blocks
+start at multiples of :data:`GRAIN`, because only the last few elements of a tensor then take a kernel's scalar path.
+Matrix products do not (BLAS picks its code by size), and neither do sums over the first dimension (torch picks their
+order by shape), so sums over models are written as chains of ``add_``. Sums over elements are taken grain by grain in
+float64 and added up exactly.
+"""
+
+from merge_cli.kernels.election import Election, ZeroSum, agreeing, disjoint_merge, elect_sign
+from merge_cli.kernels.quantile import Bracket, count_inside, first_bracket, narrow, threshold_of
+from merge_cli.kernels.randomness import Key, keep_mask, make_key
+from merge_cli.kernels.spherical import slerp_coefficients
+from merge_cli.kernels.sums import GRAIN, divisor_of, exact_sums, grain_sums, sum_models, weighted_sum
+from merge_cli.kernels.trimming import drop_and_rescale, keep_at_least
+
+__all__ = [
+    "GRAIN",
+    "Bracket",
+    "Election",
+    "Key",
+    "ZeroSum",
+    "agreeing",
+    "count_inside",
+    "disjoint_merge",
+    "divisor_of",
+    "drop_and_rescale",
+    "elect_sign",
+    "exact_sums",
+    "first_bracket",
+    "grain_sums",
+    "keep_at_least",
+    "keep_mask",
+    "make_key",
+    "narrow",
+    "slerp_coefficients",
+    "sum_models",
+    "threshold_of",
+    "weighted_sum",
+]

@@ -1,0 +1,74 @@
+"""Sums over models and sums over elements."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+GRAIN = 16384
+"""Elements that are summed as one; blocks start at multiples of it."""
+
+
+def sum_models(rows: Tensor) -> Tensor:
+    """Return ``sum_i rows[i]``, added in the order of the rows.
+
+    ``rows.sum(dim=0)`` would add the last few columns of a block in an order that depends on the block's shape.
+
+    Args:
+        rows: Shape ``(n, numel)``, n at least 1.
+
+    Returns:
+        A new tensor of shape ``(numel,)``.
+    """
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total.add_(row)
+    return total
+
+
+def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return ``sum_i weights[i] * rows[i]``.
+
+    Args:
+        rows: Shape ``(n, numel)``, n at least 1.
+        weights: n numbers.
+
+    Returns:
+        A new tensor of shape ``(numel,)``.
+    """
+    total = rows[0] * weights[0]
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        total.add_(row, alpha=weight)
+    return total
+
+
+def divisor_of(weights: Sequence[float]) -> float:
+    """Return the sum of the weights, to divide by; 1 where they cancel, so that nothing is divided."""
+    total = sum(weights)
+    return total if abs(total) >= 1e-8 else 1.0
+
+
+def grain_sums(rows: Tensor) -> Tensor:
+    """Sum each row over runs of :data:`GRAIN` elements, the last run as long as it is.
+
+    Args:
+        rows: Shape ``(n, numel)``; starts at a multiple of GRAIN within its tensor.
+
+    Returns:
+        Float64 on the CPU, shape ``(n, ceil(numel / GRAIN))``.
+    """
+    whole = rows.shape[1] // GRAIN * GRAIN
+    parts = [rows[:, :whole].reshape(len(rows), -1, GRAIN).sum(dim=2, dtype=torch.float64)]
+    if whole < rows.shape[1]:
+        parts.append(rows[:, whole:].sum(dim=1, keepdim=True, dtype=torch.float64))
+    return torch.cat(parts, dim=1).cpu()
+
+
+def exact_sums(parts: Iterable[Tensor]) -> list[float]:
+    """Add up what :func:`grain_sums` gave for all blocks, without rounding on the way.
+
+    The correctly rounded sum does not depend on the order of ``parts``, hence neither on threads.
+    """
+    rows = torch.cat(list(parts), dim=1).tolist()
+    return [math.fsum(row) for row in rows]

@@ -1,0 +1,56 @@
+"""Setting entries of task vectors to zero, by magnitude or by a mask."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def keep_at_least(delta: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Zero every entry whose magnitude is below its row's threshold.
+
+    Args:
+        delta: Task vectors, shape ``(n, numel)``.
+        thresholds: One per row, representable in float32; 0 keeps all, infinity keeps none.
+
+    Returns:
+        A new tensor of the same shape.
+
+    Source:
+        The trim step of TIES-Merging, Yadav et al. 2023, section 3, arXiv 2306.01708. The paper leaves ties in
+        magnitude open; here every entry at the threshold is kept, so the result does not depend on order.
+    """
+    return torch.stack([_keep_row(row, threshold) for row, threshold in zip(delta, thresholds, strict=True)])
+
+
+def _keep_row(row: Tensor, threshold: float) -> Tensor:
+    if threshold <= 0:
+        return row.clone()
+    if math.isinf(threshold):
+        return torch.zeros_like(row)
+    # hardshrink drops |x| <= its bound; the next smaller float32 makes the comparison inclusive.
+    below = torch.nextafter(torch.tensor(threshold), torch.tensor(0.0)).item()
+    return functional.hardshrink(row, below)
+
+
+def drop_and_rescale(delta: Tensor, keep: Tensor, factors: Sequence[float]) -> Tensor:
+    """Zero the entries that ``keep`` does not select and multiply each row's survivors by its factor.
+
+    Args:
+        delta: Task vectors, shape ``(n, numel)``.
+        keep: Ones and zeros of the same shape and dtype.
+        factors: One per row; DARE's is 1 / density.
+
+    Returns:
+        A new tensor of the same shape.
+
+    Source:
+        DARE, Yu et al. 2023, equation 1, arXiv 2311.03099.
+    """
+    dropped = delta * keep
+    for row, factor in zip(dropped, factors, strict=True):
+        if factor != 1.0:
+            row.mul_(factor)
+    return dropped

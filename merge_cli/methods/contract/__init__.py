@@ -1,0 +1,38 @@
+"""What a method is: a pure function from a block to a tensor, plus what it needs to know beforehand."""
+
+from merge_cli.methods.contract.block import Block, Masks, Need
+from merge_cli.methods.contract.measure import Extent, Measure, Measured, Totals
+from merge_cli.methods.contract.method import Method, Scope, Step
+from merge_cli.methods.contract.params import (
+    Density,
+    Params,
+    Scale,
+    Weights,
+    field_default,
+    is_constant,
+    is_per_model,
+    per_model,
+    setting,
+)
+
+__all__ = [
+    "Block",
+    "Density",
+    "Extent",
+    "Masks",
+    "Measure",
+    "Measured",
+    "Method",
+    "Need",
+    "Params",
+    "Scale",
+    "Scope",
+    "Step",
+    "Totals",
+    "Weights",
+    "field_default",
+    "is_constant",
+    "is_per_model",
+    "per_model",
+    "setting",
+]

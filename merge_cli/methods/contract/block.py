@@ -1,0 +1,137 @@
+"""What a method sees of a tensor: one run of its elements, from every model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge_cli.kernels import Key, keep_mask
+
+
+class Need(StrEnum):
+    """Something that a method reads; the value is the attribute of :class:`Block` that gives it."""
+
+    MODELS = "models"
+    BASE = "base"
+    DELTAS = "deltas"
+    FISHER = "fisher"
+    BASE_FISHER = "base_fisher"
+    CURVATURE = "curvature"
+    BASE_CURVATURE = "base_curvature"
+    GRADIENTS = "gradients"
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """How the random masks of this tensor are keyed: one key per model, and where the block starts."""
+
+    keys: tuple[Key, ...]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of ``numel`` elements of one tensor, float32, on the device where the work is done.
+
+    Inputs must not be modified. Reading one that the method did not declare in ``needs`` raises LookupError.
+
+    Attributes:
+        inputs: What was declared: rows ``(n, numel)`` for what each model has, ``(numel,)`` for what the base has.
+        masks: For :meth:`keep_mask`.
+        measured: What the method's measure found, None where it has none.
+        counts: What :meth:`count` collected.
+    """
+
+    inputs: Mapping[Need, Tensor]
+    masks: Masks
+    measured: Any = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def models(self) -> Tensor:
+        """The models θᵢ, shape ``(n, numel)``."""
+        return self._input(Need.MODELS)
+
+    @property
+    def base(self) -> Tensor:
+        """The base θ₀, shape ``(numel,)``."""
+        return self._input(Need.BASE)
+
+    @property
+    def deltas(self) -> Tensor:
+        """The deltas θᵢ − θ₀, shape ``(n, numel)``."""
+        return self._input(Need.DELTAS)
+
+    @property
+    def fisher(self) -> Tensor:
+        """The models' Fisher diagonals on the mean scale, shape ``(n, numel)``."""
+        return self._input(Need.FISHER)
+
+    @property
+    def base_fisher(self) -> Tensor:
+        """The base's Fisher diagonal on the mean scale, shape ``(numel,)``."""
+        return self._input(Need.BASE_FISHER)
+
+    @property
+    def curvature(self) -> Tensor:
+        """The models' curvatures Hᵢ = Nᵢ·Fᵢ, shape ``(n, numel)``."""
+        return self._input(Need.CURVATURE)
+
+    @property
+    def base_curvature(self) -> Tensor:
+        """The base's curvature H₀ = N₀·F₀ without prior precision, shape ``(numel,)``."""
+        return self._input(Need.BASE_CURVATURE)
+
+    @property
+    def gradients(self) -> Tensor:
+        """The gradients of the models' summed losses at θᵢ, shape ``(n, numel)``."""
+        return self._input(Need.GRADIENTS)
+
+    @property
+    def n(self) -> int:
+        """Number of models."""
+        return len(self.masks.keys)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return next(iter(self.inputs.values())).shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        return next(iter(self.inputs.values())).device
+
+    def has(self, need: Need) -> bool:
+        """Whether an input was both declared and given."""
+        return need in self.inputs
+
+    def column(self, values: Sequence[float]) -> Tensor:
+        """Return one number per model as a column, shape ``(n, 1)``, to multiply rows with."""
+        return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None]
+
+    def keep_mask(self, density: Sequence[float]) -> Tensor:
+        """Return random ones and zeros, shape ``(n, numel)``: ones with each model's probability.
+
+        The mask of an element depends on seed, model, tensor and the element's index, on nothing else.
+        """
+        rows = zip(self.masks.keys, density, strict=True)
+        return torch.stack([keep_mask(key, self.masks.start, self.numel, d, self.device) for key, d in rows])
+
+    def count(self, what: str, where: Tensor) -> None:
+        """Add the number of true elements to a count that the report shows."""
+        self.counts[what] += int(where.sum())
+
+    def _input(self, need: Need) -> Tensor:
+        try:
+            return self.inputs[need]
+        except KeyError:
+            raise LookupError(
+                f"the method reads block.{need} without declaring it; add Need.{need.name} to what its needs() returns"
+            ) from None

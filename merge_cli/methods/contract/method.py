@@ -1,0 +1,82 @@
+"""A merge method and a preparing step, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from torch import Tensor
+
+from merge_cli.methods.contract.block import Block, Need
+from merge_cli.methods.contract.measure import Measure
+from merge_cli.methods.contract.params import Params
+
+
+class Scope(StrEnum):
+    """The least that a method must see at once."""
+
+    ELEMENT = "element"
+    ROW = "row"
+    TENSOR = "tensor"
+
+
+def _no_measure(_: Any) -> None:
+    return None
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method.
+
+    Attributes:
+        merge: ``(block, params) -> merged``, shape ``(numel,)`` (or ``(rows, columns)`` flattened, in ROW scope).
+        params: The type of its parameters.
+        needs: ``(params, given) -> what merge and measure read``; ``given`` are the inputs that the recipe names.
+        summary: One line.
+        equation: The formula, as text.
+        source: The paper.
+        differs: What other tools' method of this name does differently; empty where nothing.
+        models: The fewest and the most models it takes (None: any number), the base not counted where it is needed.
+        scope: What a block must hold at least.
+        measure: ``params -> Measure``, None where the parameters given need none.
+        copies: ``params -> bool``: whether the result is the only model itself, so that its bytes can be copied.
+        version: Raised whenever results change, so that no interrupted merge continues under another definition.
+    """
+
+    merge: Callable[[Block, Any], Tensor]
+    params: type[Params]
+    needs: Callable[[Any, frozenset[Need]], frozenset[Need]]
+    summary: str
+    equation: str
+    source: str
+    differs: str = ""
+    models: tuple[int, int | None] = (1, None)
+    scope: Scope = Scope.ELEMENT
+    measure: Callable[[Any], Measure | None] = _no_measure
+    copies: Callable[[Any], bool] = _never
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that changes the task vectors before a method sees them.
+
+    Attributes:
+        apply: ``(block, params) -> deltas``, shape ``(n, numel)``; reads ``block.deltas``, draws from ``block.masks``.
+        params: The type of its parameters.
+        measure: ``params -> Measure`` over ``block.deltas``, None where none is needed.
+        source: The paper.
+        version: Raised whenever results change.
+    """
+
+    apply: Callable[[Block, Any], Tensor]
+    params: type[Params]
+    source: str
+    measure: Callable[[Any], Measure | None] = _no_measure
+    version: int = 1

@@ -1,0 +1,48 @@
+"""DARE, then task arithmetic; Yu et al. 2023, arXiv 2311.03099."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from merge_cli.kernels import divisor_of, weighted_sum
+from merge_cli.methods.contract import Block, Density, Measure, Method, Need, Params, Scale, Weights, per_model, setting
+from merge_cli.methods.prepare.dare import Rescale, drop_at_random, measure_l1
+
+
+class DareLinearParams(Params):
+    """Parameters of dare_linear."""
+
+    weight: Weights = per_model(description="weight of the task vector")
+    density: tuple[Density, ...] = per_model(1.0, description="probability of keeping an entry, 1 - p")
+    scale: Scale = 1.0
+    normalize: bool = Field(False, description="divide by the sum of the weights")
+    rescale: Rescale = setting(
+        True, description="true: divide survivors by density (the paper's); l1: keep the tensor's L1 norm; false: leave"
+    )
+
+
+def dare_linear(block: Block, params: DareLinearParams) -> Tensor:
+    """Return θ₀ + λ sum_i w_i times the randomly dropped, rescaled task vectors."""
+    divisor = divisor_of(params.weight) if params.normalize else 1.0
+    scaled = [params.scale * weight / divisor for weight in params.weight]
+    dropped = drop_at_random(block, list(params.density), params.rescale)
+    return weighted_sum(dropped, scaled).add_(block.base)
+
+
+def measure_rescale(params: DareLinearParams) -> Measure | None:
+    """Return the measure that ``rescale: l1`` needs."""
+    return measure_l1(lambda params, n: params.density) if params.rescale == "l1" else None
+
+
+METHOD = Method(
+    merge=dare_linear,
+    params=DareLinearParams,
+    needs=lambda params, given: frozenset({Need.BASE, Need.DELTAS}),
+    summary="drop entries of task vectors at random, rescale the rest, add them to the base",
+    equation="merged = θ₀ + λ Σ wᵢ mᵢ (θᵢ − θ₀) / density,  mᵢ ~ Bernoulli(density)",
+    source="Yu et al. 2023, arXiv 2311.03099",
+    differs="mergekit rescales so that each tensor's L1 norm stays (rescale: l1), which is the paper's only in "
+    "expectation, and its masks depend on schedule and device; here they depend on seed, model, tensor and index",
+    measure=measure_rescale,
+)

@@ -1,0 +1,42 @@
+"""DARE, then sign election and disjoint merge; Yu et al. 2023, arXiv 2311.03099, with Yadav et al. 2023."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from merge_cli.kernels import Election, ZeroSum, disjoint_merge, elect_sign
+from merge_cli.methods.contract import Block, Method, Need, setting
+from merge_cli.methods.dare_linear import DareLinearParams, measure_rescale
+from merge_cli.methods.prepare.dare import drop_at_random
+
+
+class DareTiesParams(DareLinearParams):
+    """Parameters of dare_ties."""
+
+    elect: Election = setting("mass", description="sign of the summed entries, or of the number of them per side")
+    zero_sum: ZeroSum = setting(
+        "plus", description="what a sum of exactly zero elects: + (mergekit's), or nobody (the paper's)"
+    )
+
+
+def dare_ties(block: Block, params: DareTiesParams) -> Tensor:
+    """Return θ₀ + λ times the disjoint merge of the randomly dropped, rescaled, weighted task vectors."""
+    weights = block.column(params.weight)
+    weighted = drop_at_random(block, list(params.density), params.rescale) * weights
+    elected = elect_sign(weighted, by=params.elect, zero_sum=params.zero_sum)
+    merged = disjoint_merge(weighted, weights, elected, normalize=params.normalize)
+    return merged.mul_(params.scale).add_(block.base)
+
+
+METHOD = Method(
+    merge=dare_ties,
+    params=DareTiesParams,
+    needs=lambda params, given: frozenset({Need.BASE, Need.DELTAS}),
+    summary="drop entries at random, rescale, elect a sign per element, sum those that agree",
+    equation="merged = θ₀ + λ Σ { wᵢ δ̂ᵢ : sign(wᵢ δ̂ᵢ) = sign(Σ wⱼ δ̂ⱼ) },  δ̂ᵢ = mᵢ (θᵢ − θ₀) / density",
+    source="Yu et al. 2023, arXiv 2311.03099; Yadav et al. 2023, arXiv 2306.01708",
+    differs="the paper trims by magnitude after dropping (prepare: dare with merge_method: ties); mergekit and this "
+    "method let the random drop take the place of trimming and sum instead of averaging; for rescale and masks see "
+    "dare_linear. Dropping biases the election: lower lambda towards 1 / (1 + p + … + pⁿ⁻¹)",
+    measure=measure_rescale,
+)

@@ -1,0 +1,245 @@
+"""From a recipe to a plan: reads headers, and no tensor data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, StoredTensor, lay_out, parse_float_dtype
+from merge_cli.errors import CheckpointError, RecipeError, listed
+from merge_cli.methods import find_method, find_step
+from merge_cli.methods.contract import Extent, Method, Need, Params
+from merge_cli.plan.inputs import Inputs, open_inputs
+from merge_cli.plan.memory import Blocks, choose_blocks
+from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
+from merge_cli.plan.names import Names, decide_names
+from merge_cli.plan.output import output_config, side_file_donor, side_files
+from merge_cli.plan.parameters import ParameterLookup, check_measure_constants
+from merge_cli.plan.positions import layer_positions
+from merge_cli.recipe import Recipe
+
+DEFAULT_MEMORY = 512 * 2**20
+DEFAULT_SHARD = 5 * 10**9
+
+
+def build_plan(
+    recipe: Recipe,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    threads: int | None = None,
+    shard_size: int = DEFAULT_SHARD,
+    device: str = "auto",
+    allow_nonfinite: bool = False,
+    files: Files | None = None,
+) -> MergePlan:
+    """Decide everything about a merge.
+
+    Args:
+        recipe: What is asked for.
+        memory: Budget in bytes for all buffers together.
+        threads: Worker threads; default: one per processor that this process may use.
+        shard_size: Largest size of an output file in bytes.
+        device: ``auto``, ``cpu`` or ``cuda[:N]``.
+        allow_nonfinite: Whether inputs may hold NaN or infinity.
+        files: The system calls to use.
+
+    Raises:
+        RecipeError: If the recipe asks for what cannot be.
+        CheckpointError: If a checkpoint is unusable or does not fit the others.
+        ResourceError: If the budget is too small.
+    """
+    method = find_method(recipe.merge_method)
+    settings = ParameterLookup(recipe, method, recipe.models).settings()
+    inputs = open_inputs(recipe, method, _needs(recipe, method, settings), files or Files())
+    names = decide_names(recipe, inputs)
+    lookup = ParameterLookup(recipe, method, inputs.entries)
+    steps = tuple((name, find_step(name).params.model_validate(given)) for name, given in recipe.prepare.items())
+    layout = _layout(recipe, inputs, names, shard_size)
+    tasks = tuple(_tasks(inputs, names, lookup, layout, method, prepared=bool(steps)))
+    merged = [task for task in tasks if task.copied is None]
+    _check_measures(recipe, method, [task.params for task in merged if task.params])
+    blocks = _blocks(inputs, method, merged, memory, threads or len(os.sched_getaffinity(0)))
+    scales, base_scale = _examples(recipe, inputs, next((task.params for task in merged), None))
+    return MergePlan(
+        recipe=recipe,
+        inputs=tuple(
+            PlannedInput(role, each.label, each.root, each.files, each.nbytes) for role, each in inputs.by_role()
+        ),
+        needs=inputs.needs,
+        steps=steps,
+        tasks=tasks,
+        layout=layout,
+        scales=scales,
+        base_scale=base_scale,
+        block_numel=blocks.numel,
+        threads=blocks.threads,
+        memory_bytes=memory,
+        buffer_bytes=blocks.buffer_bytes,
+        device=device,
+        allow_nonfinite=allow_nonfinite,
+        config=output_config(inputs, names, main_dtype(tasks)),
+        side_files=side_files(side_file_donor(inputs)),
+        warnings=tuple(_warnings(recipe, inputs, names, merged)),
+    )
+
+
+def _needs(recipe: Recipe, method: Method, settings: Params) -> frozenset[Need]:
+    """Return what the method reads, given what the recipe names, and what the preparing steps add."""
+    given = frozenset({Need.BASE_FISHER, Need.BASE_CURVATURE} if recipe.base_fisher is not None else ())
+    try:
+        needs = method.needs(settings, given)
+    except ValueError as error:
+        raise RecipeError(f"{recipe.origin.at('merge_method')}: {error}") from error
+    if recipe.prepare:
+        needs |= {Need.BASE, Need.DELTAS}
+    return needs
+
+
+def _layout(recipe: Recipe, inputs: Inputs, names: Names, shard_size: int) -> Layout:
+    """Lay out the output in the order in which the reference is stored, so that reads and writes both go forward."""
+    chosen = recipe.out_dtype or recipe.dtype
+    wanted = parse_float_dtype(chosen) if chosen else None
+
+    def entries() -> Iterator[tuple[str, DType, tuple[int, ...]]]:
+        for name in names.order:
+            stored = names.copied.get(name) or inputs.reference.find(name)
+            assert stored is not None
+            yield name, wanted if wanted and stored.dtype.is_float else stored.dtype, stored.shape
+
+    if not names.order:
+        raise RecipeError(f"{recipe.origin.at('exclude')}: nothing is left to write")
+    return lay_out(entries(), shard_bytes=shard_size, metadata={"format": "pt"})
+
+
+def _tasks(
+    inputs: Inputs, names: Names, lookup: ParameterLookup, layout: Layout, method: Method, *, prepared: bool
+) -> Iterator[TensorTask]:
+    positions = layer_positions(names.order, inputs.reference.config)
+    for shard in layout.shards:
+        for place in shard.tensors:
+            name = place.name
+            if name in names.copied:
+                yield TensorTask(place, copied=names.copied[name])
+                continue
+            params = lookup.for_tensor(name, positions.get(name, 0.0))
+            models = _of_each(inputs.models, name, "")
+            if method.copies(params) and not prepared:
+                yield TensorTask(place, copied=models[0])
+                continue
+            yield TensorTask(
+                place,
+                models=models,
+                base=_of_each([inputs.base], name, "")[0] if inputs.base and inputs.uses_base else None,
+                fishers=_of_each(inputs.fishers, name, "Fisher", place.shape),
+                base_fisher=_of_each([inputs.base_fisher], name, "Fisher", place.shape)[0]
+                if inputs.base_fisher
+                else None,
+                gradients=_of_each(inputs.gradients, name, "gradient", place.shape),
+                params=params,
+            )
+
+
+def _of_each(
+    checkpoints: Iterable[Checkpoint], name: str, what: str, shape: tuple[int, ...] | None = None
+) -> tuple[StoredTensor, ...]:
+    """Return the tensor of this name in each checkpoint; in Fishers and gradients it may be missing or misshapen."""
+    found: list[StoredTensor] = []
+    for checkpoint in checkpoints:
+        tensor = checkpoint.find(name)
+        if tensor is None or not tensor.dtype.is_float or (shape is not None and tensor.shape != shape):
+            problem = "lacks it" if tensor is None else f"has it as {list(tensor.shape)} of {tensor.dtype.torch_name}"
+            raise CheckpointError(
+                f"'{name}' is merged, but the {what} {checkpoint.label} {problem}; "
+                f"expected {list(shape or ())} of float32",
+                hint=f"is it the {what} of this model? leave tensors without one unmerged with `exclude:`",
+            )
+        found.append(tensor)
+    return tuple(found)
+
+
+def _check_measures(recipe: Recipe, method: Method, all_params: list[Params]) -> None:
+    measure = method.measure(all_params[0]) if all_params else None
+    if measure is not None and measure.over is Extent.MODEL:
+        check_measure_constants(recipe, measure, all_params)
+
+
+def _blocks(inputs: Inputs, method: Method, merged: list[TensorTask], memory: int, threads: int) -> Blocks:
+    shapes = [task.place.shape for task in merged]
+    return choose_blocks(
+        needs=inputs.needs,
+        n=len(inputs.models),
+        scope=method.scope,
+        largest_row=max((shape[-1] for shape in shapes if shape), default=1),
+        largest_tensor=max((task.place.numel for task in merged), default=1),
+        memory=memory,
+        threads=threads,
+    )
+
+
+def _examples(recipe: Recipe, inputs: Inputs, params: Params | None) -> tuple[tuple[float, ...], float]:
+    """Return what each mean Fisher is multiplied with: N for the sum scale, 1 for the mean scale.
+
+    A method that reads curvature may have the parameters ``curvature`` (sum or mean), ``examples`` and
+    ``base_examples``, which override what the Fisher files say.
+    """
+    if params is None or Need.CURVATURE not in inputs.needs or getattr(params, "curvature", "sum") == "mean":
+        return (1.0,) * len(inputs.models), 1.0
+    given = getattr(params, "examples", (None,) * len(inputs.models))
+    scales = tuple(
+        number if number is not None else _train_examples(recipe, fisher, "examples")
+        for number, fisher in zip(given, inputs.fishers, strict=True)
+    )
+    if inputs.base_fisher is None:
+        return scales, 1.0
+    base = getattr(params, "base_examples", None)
+    return scales, base if base is not None else _train_examples(recipe, inputs.base_fisher, "base_examples")
+
+
+def _train_examples(recipe: Recipe, fisher: Checkpoint, parameter: str) -> float:
+    text = fisher.metadata.get("train_examples") or fisher.metadata.get("examples")
+    try:
+        number = float(text or "")
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise RecipeError(
+            f"{recipe.origin.at('parameters')}: {fisher.label} does not say for how many training examples it stands",
+            hint=f"give `{parameter}: N`, or count all data sets alike with `curvature: mean`",
+        )
+    return number
+
+
+def _warnings(recipe: Recipe, inputs: Inputs, names: Names, merged: list[TensorTask]) -> Iterator[str]:
+    yield from recipe.origin.warnings
+    wide = [task.place.name for task in merged if any(model.dtype is DType.F64 for model in task.models)]
+    if wide:
+        yield f"{listed(wide, most=3)}: float64 inputs are merged in float32"
+    narrowed = [
+        task.place.name
+        for task in merged
+        if any(model.dtype.itemsize > task.place.dtype.itemsize for model in task.models)
+    ]
+    if narrowed and not (recipe.dtype or recipe.out_dtype):
+        dtype = inputs.reference.tensors[narrowed[0]].dtype.torch_name
+        yield (
+            f"{listed(narrowed, most=3)}: models hold wider numbers than {inputs.reference.label}, whose {dtype} the "
+            "output has; give dtype to keep them"
+        )
+    if names.dropped:
+        yield f"{names.dropped} tensors are left out, as the recipe says"
+    if recipe.base_model is not None and not inputs.uses_base:
+        yield (
+            f"{recipe.merge_method} does not use the base's weights; {recipe.base_model} gives configuration and "
+            "tokenizer"
+        )
+    unused = [entry.model for entry in recipe.models if entry.fisher and not inputs.fishers]
+    if unused:
+        yield f"the Fishers of {listed(unused)} are not used by {recipe.merge_method}"
+    if not inputs.reference.config:
+        yield f"{inputs.reference.label} has no config.json, so neither has the output; transformers will not load it"
+
+
+def input_roots(plan: MergePlan) -> tuple[Path, ...]:
+    """Return every folder or file that the plan reads from."""
+    return tuple(dict.fromkeys(each.root for each in plan.inputs))

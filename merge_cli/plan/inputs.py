@@ -1,0 +1,145 @@
+"""The checkpoints of a recipe, found and opened, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from merge_cli.checkpoint import Checkpoint, FileIdentity, Files, locate, open_checkpoint
+from merge_cli.errors import RecipeError
+from merge_cli.methods.contract import Method, Need
+from merge_cli.recipe import ModelEntry, Recipe
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a merge reads from.
+
+    Attributes:
+        entries: The recipe's entries that count as models; the base's own entry is not among them where the method
+            works on task vectors.
+        models: Their checkpoints, in the same order.
+        base: The base, None where the recipe names none.
+        fishers: One per model, or empty.
+        base_fisher: The base's Fisher.
+        gradients: One per model, or empty.
+        needs: What the method and the preparing steps read.
+    """
+
+    entries: tuple[ModelEntry, ...]
+    models: tuple[Checkpoint, ...]
+    base: Checkpoint | None
+    fishers: tuple[Checkpoint, ...] = ()
+    base_fisher: Checkpoint | None = None
+    gradients: tuple[Checkpoint, ...] = ()
+    needs: frozenset[Need] = frozenset()
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether the base's numbers enter, and not only its configuration and tokenizer."""
+        return Need.BASE in self.needs
+
+    @property
+    def reference(self) -> Checkpoint:
+        """The checkpoint whose tensor names, dtypes and order the output has."""
+        return self.base if self.base is not None and self.uses_base else self.models[0]
+
+    def by_role(self) -> Iterator[tuple[str, Checkpoint]]:
+        """Yield each checkpoint with what it is: ``base``, ``model 0``, ``fisher 0``, ..."""
+        if self.base is not None:
+            yield "base", self.base
+        for role, group in (("model", self.models), ("fisher", self.fishers), ("gradient", self.gradients)):
+            for i, checkpoint in enumerate(group):
+                yield f"{role} {i}", checkpoint
+        if self.base_fisher is not None:
+            yield "base fisher", self.base_fisher
+
+    def identities(self) -> tuple[FileIdentity, ...]:
+        """Return the identity of every file, each once."""
+        files = {file.path: file for _, checkpoint in self.by_role() for file in checkpoint.files}
+        return tuple(files.values())
+
+
+class Opener:
+    """Finds and opens checkpoints by what the recipe calls them; one that is named twice is opened once."""
+
+    def __init__(self, recipe: Recipe, files: Files) -> None:
+        self._folders = (recipe.origin.folder, Path.cwd())
+        self._files = files
+        self._opened: dict[Path, Checkpoint] = {}
+        self._found: dict[str, Path] = {}
+
+    def path(self, reference: str) -> Path:
+        """Return where a checkpoint is."""
+        if reference not in self._found:
+            self._found[reference] = locate(reference, self._folders)
+        return self._found[reference]
+
+    def open(self, reference: str) -> Checkpoint:
+        """Return the checkpoint that a recipe calls ``reference``."""
+        path = self.path(reference)
+        if path not in self._opened:
+            self._opened[path] = open_checkpoint(path, label=reference, files=self._files)
+        return self._opened[path]
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two references mean the same checkpoint."""
+        return one == other or self.path(one).resolve() == self.path(other).resolve()
+
+
+def open_inputs(recipe: Recipe, method: Method, needs: frozenset[Need], files: Files) -> Inputs:
+    """Find and open every checkpoint that the recipe names and the method needs.
+
+    Raises:
+        RecipeError: If the number of models does not suit the method, or an input that it needs is not named.
+        CheckpointError: If a checkpoint cannot be used.
+    """
+    opener = Opener(recipe, files)
+    origin = recipe.origin
+    if Need.BASE in needs and recipe.base_model is None:
+        raise RecipeError(f"{origin.at('merge_method')}: {recipe.merge_method} needs base_model")
+    base = recipe.base_model
+    entries = tuple(
+        entry for entry in recipe.models if base is None or Need.BASE not in needs or not opener.same(entry.model, base)
+    )
+    _check_count(recipe, method, len(entries))
+    fishers: tuple[Checkpoint, ...] = ()
+    if needs & {Need.FISHER, Need.CURVATURE}:
+        fishers = tuple(opener.open(_named(recipe, entry, "fisher")) for entry in entries)
+    gradients: tuple[Checkpoint, ...] = ()
+    if Need.GRADIENTS in needs:
+        gradients = tuple(opener.open(_named(recipe, entry, "gradient")) for entry in entries)
+    base_fisher = None
+    if needs & {Need.BASE_FISHER, Need.BASE_CURVATURE}:
+        if recipe.base_fisher is None:
+            raise RecipeError(f"{origin.name}: {recipe.merge_method} needs base_fisher beside base_model")
+        base_fisher = opener.open(recipe.base_fisher)
+    models = tuple(opener.open(entry.model) for entry in entries)
+    opened_base = opener.open(base) if base is not None else None
+    return Inputs(entries, models, opened_base, fishers, base_fisher, gradients, needs)
+
+
+def _named(recipe: Recipe, entry: ModelEntry, what: str) -> str:
+    reference = getattr(entry, what)
+    if reference is None:
+        place = recipe.origin.at("models", recipe.models.index(entry))
+        raise RecipeError(
+            f"{place}: {recipe.merge_method} needs a {what} for {entry.model}",
+            hint=f"add `{what}: PATH` beside its `model:`",
+        )
+    assert isinstance(reference, str)
+    return reference
+
+
+def _check_count(recipe: Recipe, method: Method, count: int) -> None:
+    fewest, most = method.models
+    if fewest <= count and (most is None or count <= most):
+        return
+    wanted = f"at least {fewest}" if most is None else str(fewest) if fewest == most else f"{fewest} to {most}"
+    besides = " besides the base" if count < len(recipe.models) or recipe.base_model is not None else ""
+    plural = "" if wanted == "1" else "s"
+    raise RecipeError(
+        f"{recipe.origin.at('models')}: {recipe.merge_method} takes {wanted} model{plural}{besides}, "
+        f"the recipe gives {count}"
+    )

@@ -1,0 +1,159 @@
+"""The plan: every decision of a merge and no tensor data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from merge_cli.checkpoint import DType, FileIdentity, Layout, StoredTensor
+from merge_cli.methods import find_method, find_step
+from merge_cli.methods.contract import Method, Need, Params, Step
+from merge_cli.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTask:
+    """What becomes of one output tensor.
+
+    Attributes:
+        place: Name, dtype, shape and position in the output.
+        copied: The stored tensor to copy; None for a tensor that is merged. The fields below then count.
+        models: The tensor in every model.
+        base: The tensor in the base, None where the method does not read it.
+        fishers: Its Fisher in every model, or empty.
+        base_fisher: Its Fisher in the base.
+        gradients: Its gradient in every model, or empty.
+        params: The method's parameters for it.
+    """
+
+    place: StoredTensor
+    copied: StoredTensor | None = None
+    models: tuple[StoredTensor, ...] = ()
+    base: StoredTensor | None = None
+    fishers: tuple[StoredTensor, ...] = ()
+    base_fisher: StoredTensor | None = None
+    gradients: tuple[StoredTensor, ...] = ()
+    params: Params | None = None
+
+    @property
+    def sources(self) -> tuple[StoredTensor, ...]:
+        """Everything that is read for it, once each."""
+        if self.copied is not None:
+            return (self.copied,)
+        single = tuple(tensor for tensor in (self.base, self.base_fisher) if tensor is not None)
+        return (*self.models, *single, *self.fishers, *self.gradients)
+
+
+@dataclass(frozen=True)
+class PlannedInput:
+    """One checkpoint that is read: its role, what the recipe calls it, where it is, and its files."""
+
+    role: str
+    label: str
+    root: Path
+    files: tuple[FileIdentity, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merge, decided.
+
+    Attributes:
+        recipe: What was asked for.
+        inputs: What is read.
+        needs: What the method and the steps read of a tensor.
+        steps: The preparing steps in order, with their parameters.
+        tasks: One per output tensor, in the order of the output.
+        layout: The output's files.
+        scales: What each model's Fisher is multiplied with to give its curvature, the number of examples.
+        base_scale: The same for the base's Fisher.
+        block_numel: Elements per block.
+        threads: Worker threads.
+        memory_bytes: Budget for all buffers together.
+        buffer_bytes: What the buffers will take.
+        device: ``auto``, ``cpu`` or ``cuda[:N]``.
+        allow_nonfinite: Whether inputs may hold NaN or infinity.
+        config: The output's ``config.json``; empty where no input has one.
+        side_files: Files that are copied beside the weights.
+        warnings: What a user should know, in sentences.
+    """
+
+    recipe: Recipe
+    inputs: tuple[PlannedInput, ...]
+    needs: frozenset[Need]
+    steps: tuple[tuple[str, Params], ...]
+    tasks: tuple[TensorTask, ...]
+    layout: Layout
+    scales: tuple[float, ...]
+    base_scale: float
+    block_numel: int
+    threads: int
+    memory_bytes: int
+    buffer_bytes: int
+    device: str
+    allow_nonfinite: bool
+    config: Mapping[str, Any]
+    side_files: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+    @cached_property
+    def method(self) -> Method:
+        """The method."""
+        return find_method(self.recipe.merge_method)
+
+    @cached_property
+    def prepared_by(self) -> tuple[tuple[Step, Params], ...]:
+        """The preparing steps."""
+        return tuple((find_step(name), params) for name, params in self.steps)
+
+    @property
+    def n(self) -> int:
+        """Number of models, the base not counted where it is only a base."""
+        return len(next((task.models for task in self.tasks if task.copied is None), ()))
+
+    @property
+    def merged(self) -> tuple[TensorTask, ...]:
+        """The tasks that go through the method."""
+        return tuple(task for task in self.tasks if task.copied is None)
+
+    @cached_property
+    def read_bytes(self) -> int:
+        """Bytes read for blocks that are merged or copied; measures read their inputs once more per round."""
+        return sum(source.nbytes for task in self.tasks for source in task.sources)
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of the output's weight files."""
+        return self.layout.nbytes
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides the output's bytes; threads, memory, device and paths do not."""
+        content = {
+            "method": [self.recipe.merge_method, self.method.version],
+            "steps": [[name, params.model_dump(), find_step(name).version] for name, params in self.steps],
+            "seed": self.recipe.seed,
+            "scales": [self.scales, self.base_scale],
+            "inputs": [[file.size, file.mtime_ns, file.sha256] for each in self.inputs for file in each.files],
+            "shards": [hashlib.sha256(shard.header).hexdigest() for shard in self.layout.shards],
+            "tasks": [
+                [task.place.name, task.params.model_dump() if task.params else None, len(task.sources)]
+                for task in self.tasks
+            ],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode("utf-8")).hexdigest()
+
+
+def main_dtype(tasks: tuple[TensorTask, ...]) -> DType | None:
+    """Return the floating-point dtype that most bytes of the output have."""
+    sizes: dict[DType, int] = {}
+    for task in tasks:
+        if task.place.dtype.is_float:
+            sizes[task.place.dtype] = sizes.get(task.place.dtype, 0) + task.place.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None

@@ -1,0 +1,151 @@
+"""Which tensors are merged, which are copied and from where, and whether the checkpoints fit each other."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from merge_cli.checkpoint import Checkpoint, StoredTensor
+from merge_cli.errors import CheckpointError, RecipeError, did_you_mean
+from merge_cli.plan.inputs import Inputs
+from merge_cli.recipe import Exclusion, Recipe
+
+
+@dataclass(frozen=True)
+class Names:
+    """The output's tensors.
+
+    Attributes:
+        merged: Names of tensors that go through the method.
+        copied: Name -> the stored tensor that is copied.
+        order: All names, in the order of the output.
+        dropped: How many tensors the recipe leaves out.
+        head_source: The one model from which excluded tensors are copied, where there is one.
+    """
+
+    merged: frozenset[str]
+    copied: dict[str, StoredTensor]
+    order: tuple[str, ...]
+    dropped: int
+    head_source: Checkpoint | None
+
+
+def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
+    """Sort every tensor name of every checkpoint into merged, copied and dropped.
+
+    Raises:
+        RecipeError: If an exclusion matches nothing or has no source.
+        CheckpointError: If names or shapes differ; all that do are listed.
+    """
+    parts = [*([inputs.base] if inputs.base is not None and inputs.uses_base else []), *inputs.models]
+    names = dict.fromkeys(name for checkpoint in [inputs.reference, *parts] for name in checkpoint.tensors)
+    _check_patterns(recipe, names)
+    merged: list[str] = []
+    copied: dict[str, StoredTensor] = {}
+    heads: dict[str, Checkpoint] = {}
+    dropped = 0
+    for name in names:
+        exclusion = next((e for e in recipe.exclude if fnmatch.fnmatchcase(name, e.pattern)), None)
+        if exclusion is None:
+            merged.append(name)
+        elif exclusion.drop:
+            dropped += 1
+        else:
+            source = _source(recipe, inputs, exclusion)
+            found = source.find(name)
+            if found is not None:
+                copied[name] = found
+                if exclusion.source is not None:
+                    heads[source.label] = source
+            elif exclusion.source is not None or name in inputs.models[0].tensors:
+                raise _no_source(recipe, exclusion, name, source, inputs)
+    _check_fit(parts, merged)
+    for name in [name for name in merged if not _held(inputs.reference, name).dtype.is_float]:
+        copied[name] = _held(inputs.reference, name)
+        merged.remove(name)
+    order = tuple(name for name in names if name in copied or name in set(merged))
+    head = next(iter(heads.values())) if len(heads) == 1 else None
+    return Names(frozenset(merged), copied, order, dropped, head)
+
+
+def _source(recipe: Recipe, inputs: Inputs, exclusion: Exclusion) -> Checkpoint:
+    if exclusion.source is None:
+        return inputs.base or inputs.models[0]
+    candidates = [*([inputs.base] if inputs.base else []), *inputs.models]
+    for checkpoint in candidates:
+        if checkpoint.label == exclusion.source:
+            return checkpoint
+    labels = [checkpoint.label for checkpoint in candidates]
+    raise RecipeError(
+        f"{recipe.origin.at('exclude')}: '{exclusion.source}' is not a model of this recipe",
+        hint=did_you_mean(exclusion.source, labels) or f"there are {', '.join(labels)}",
+    )
+
+
+def _no_source(recipe: Recipe, exclusion: Exclusion, name: str, source: Checkpoint, inputs: Inputs) -> RecipeError:
+    holders = [model.label for model in inputs.models if model.find(name)]
+    return RecipeError(
+        f"{recipe.origin.at('exclude')}: '{exclusion.pattern}' copies '{name}', which {source.label} does not have",
+        hint=f"say where from, {{pattern: '{exclusion.pattern}', from: {holders[0] if holders else '...'}}}, "
+        "or leave it out with drop: true",
+    )
+
+
+def _check_patterns(recipe: Recipe, names: Iterable[str]) -> None:
+    for i, exclusion in enumerate(recipe.exclude):
+        if not any(fnmatch.fnmatchcase(name, exclusion.pattern) for name in names):
+            first_parts = dict.fromkeys(name.split(".")[0] for name in names)
+            raise RecipeError(
+                f"{recipe.origin.at('exclude', i)}: '{exclusion.pattern}' matches no tensor",
+                hint=f"* and ? are wildcards; names begin with {', '.join(list(first_parts)[:6])}",
+            )
+
+
+def _held(checkpoint: Checkpoint, name: str) -> StoredTensor:
+    found = checkpoint.find(name)
+    assert found is not None
+    return found
+
+
+def _check_fit(parts: list[Checkpoint], names: list[str]) -> None:
+    """Every checkpoint must have every merged tensor, in one shape."""
+    problems: list[str] = []
+    wrong: list[str] = []
+    for name in names:
+        found = [(checkpoint, checkpoint.find(name)) for checkpoint in parts]
+        lacking = [checkpoint.label for checkpoint, tensor in found if tensor is None]
+        having = [(checkpoint.label, tensor) for checkpoint, tensor in found if tensor is not None]
+        shapes = {(tensor.shape, tensor.dtype.is_float) for _, tensor in having}
+        if lacking:
+            problems.append(f"  {name} is missing in {', '.join(lacking)}")
+        elif len(shapes) > 1:
+            said = ", ".join(f"{_shape(tensor)} in {label}" for label, tensor in having)
+            problems.append(f"  {name} is {said}")
+        else:
+            continue
+        wrong.append(name)
+    if problems:
+        raise CheckpointError(
+            f"the checkpoints differ in {len(problems)} tensors:\n" + "\n".join(problems), hint=_exclusion_hint(wrong)
+        )
+
+
+def _shape(tensor: StoredTensor) -> str:
+    shape = " x ".join(map(str, tensor.shape)) or "a scalar"
+    return shape if tensor.dtype.is_float else f"{shape} of {tensor.dtype.torch_name}"
+
+
+def _exclusion_hint(names: list[str]) -> str:
+    """Suggest patterns that cover the names, one per module."""
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    patterns = [f"'{module}.*'" if module else f"'{name}'" for module, name in zip(modules, names, strict=False)]
+    if any("embed" in name or "lm_head" in name or "wte" in name for name in names):
+        return (
+            "the vocabularies differ, or one model has its own head; leave tensors unmerged with "
+            f"`exclude: [{', '.join(patterns[:4])}]`, which copies them from the base"
+        )
+    return (
+        f"leave them unmerged with `exclude: [{', '.join(patterns[:4])}]`, which copies them from the base; "
+        "`{pattern: ..., from: MODEL}` copies from a model, `{pattern: ..., drop: true}` leaves them out"
+    )

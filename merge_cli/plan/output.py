@@ -1,0 +1,67 @@
+"""What stands beside the output's weights: its configuration, and which files come along."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merge_cli.checkpoint import SIDE_PATTERNS, Checkpoint, DType
+from merge_cli.plan.inputs import Inputs
+from merge_cli.plan.names import Names
+
+# Written anew, or about training and not about the model.
+_NOT_COPIED = (
+    "config.json", "README.md", "*.index.json", "merge_manifest.json", "mergekit_config.yml", "adapter_config.json",
+    "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "training_args.*",
+)  # fmt: skip
+
+
+def side_file_donor(inputs: Inputs) -> Checkpoint:
+    """Return whose tokenizer and other files the output gets: the base's, else the first model's in the recipe."""
+    return inputs.base or inputs.models[0]
+
+
+def side_files(donor: Checkpoint) -> tuple[Path, ...]:
+    """Return the files that come along, in the order of their names; a single weight file has none."""
+    if not donor.root.is_dir():
+        return ()
+    return tuple(
+        path
+        for path in sorted(donor.root.iterdir())
+        if path.is_file()
+        and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in SIDE_PATTERNS)
+        and not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _NOT_COPIED)
+    )
+
+
+def output_config(inputs: Inputs, names: Names, dtype: DType | None) -> Mapping[str, Any]:
+    """Return the output's configuration: the donor's, with the dtype that the weights have.
+
+    Where excluded tensors come from one model, its configuration describes the output's architecture and labels.
+    """
+    donor = names.head_source or side_file_donor(inputs)
+    config = dict(donor.config)
+    if not config:
+        return {}
+    if dtype is not None:
+        config = _with_dtype(config, dtype.torch_name)
+        if not {"dtype", "torch_dtype"} & config.keys():
+            config["torch_dtype"] = dtype.torch_name
+    if any(name in donor.tied for name in names.order):
+        # The donor ties this tensor to another; the output holds it on its own.
+        config["tie_word_embeddings"] = False
+    return config
+
+
+def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Replace the dtype wherever a configuration, or the configuration of a part of the model, gives one."""
+    return {
+        key: name
+        if key in ("dtype", "torch_dtype")
+        else _with_dtype(value, name)
+        if isinstance(value, dict) and key.endswith("_config")
+        else value
+        for key, value in config.items()
+    }

@@ -1,0 +1,134 @@
+"""The recipe: what a user asks for, checked in its form and frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+
+from merge_cli.checkpoint import parse_float_dtype
+from merge_cli.recipe.document import Place
+from merge_cli.recipe.values import Value
+
+
+def _reference(raw: Any) -> Any:
+    """Accept mergekit's long form of a model reference."""
+    if isinstance(raw, dict):
+        if set(raw) - {"model"} or not isinstance(raw.get("model"), dict) or set(raw["model"]) - {"path", "revision"}:
+            raise ValueError(
+                "expected a path or hub id, or {model: {path: ..., revision: ...}}; adapters are not supported yet"
+            )
+        inner = raw["model"]
+        raw = inner.get("path") if inner.get("revision") is None else f"{inner.get('path')}@{inner['revision']}"
+    if not isinstance(raw, str) or not raw.strip():
+        raise ValueError(f"expected a path or hub id, got {raw!r}")
+    return raw.strip()
+
+
+def _dtype(name: str) -> str:
+    return parse_float_dtype(name).torch_name
+
+
+Reference = Annotated[str, BeforeValidator(_reference)]
+DTypeName = Annotated[str, AfterValidator(_dtype)]
+Parameters = Annotated[dict[str, Value], BeforeValidator(lambda raw: {} if raw is None else raw)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ModelEntry(_Part):
+    """One model of a recipe."""
+
+    model: Reference = Field(description="path of a checkpoint, or a hub id with an optional @revision")
+    parameters: Parameters = Field(default_factory=dict, description="parameters of this model")
+    fisher: Reference | None = Field(None, description="checkpoint that holds this model's Fisher diagonal")
+    gradient: Reference | None = Field(
+        None, description="checkpoint that holds the gradient of this model's summed loss"
+    )
+
+
+class Exclusion(_Part):
+    """Tensors that are not merged."""
+
+    pattern: str = Field(description="tensor names, with * and ? as wildcards")
+    source: Reference | None = Field(
+        None,
+        alias="from",
+        description="model of this recipe to copy them from; default: the base, else the first model",
+    )
+    drop: bool = Field(False, description="leave them out of the merged checkpoint")
+
+
+def _exclusion(raw: Any) -> Any:
+    return {"pattern": raw} if isinstance(raw, str) else raw
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a recipe came from.
+
+    Attributes:
+        name: What errors call it.
+        text: The YAML as read; empty for a recipe made in Python.
+        folder: What relative paths start from, before the working directory.
+        overrides: What ``--set`` changed.
+        lines: Line of every place in the text.
+        warnings: What is odd about it, in sentences.
+    """
+
+    name: str = "recipe"
+    text: str = ""
+    folder: Path = field(default_factory=Path.cwd)
+    overrides: tuple[str, ...] = ()
+    lines: Mapping[Place, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def at(self, *place: str | int) -> str:
+        """Return ``recipe.yml:5: parameters.density`` for a place, the line that of the closest place known."""
+        for length in range(len(place), 0, -1):
+            if place[:length] in self.lines:
+                return f"{self.name}:{self.lines[place[:length]]}: {'.'.join(map(str, place))}"
+        return f"{self.name}: {'.'.join(map(str, place))}" if place else self.name
+
+
+class Recipe(_Part):
+    """A merge, as its author describes it."""
+
+    merge_method: str = Field(description="what to do with the models")
+    base_model: Reference | None = Field(None, description="checkpoint from which the models were fine-tuned")
+    base_fisher: Reference | None = Field(None, description="checkpoint that holds the base's Fisher diagonal")
+    models: tuple[ModelEntry, ...] = Field(min_length=1, description="the models to merge, in order")
+    parameters: Parameters = Field(default_factory=dict, description="parameters for all models")
+    prepare: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="steps applied in order to each task vector before the method"
+    )
+    exclude: tuple[Annotated[Exclusion, BeforeValidator(_exclusion)], ...] = Field(
+        default=(), description="tensors that are copied instead of merged"
+    )
+    dtype: DTypeName | None = Field(None, description="dtype of the output where out_dtype is not given")
+    out_dtype: DTypeName | None = Field(None, description="dtype of the output; default: the base's own")
+    seed: int = Field(0, ge=0, description="seed of the random masks")
+    name: str | None = Field(None, description="what to call the recipe; not used")
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    @model_validator(mode="after")
+    def _base_of_fisher(self) -> Self:
+        if self.base_fisher is not None and self.base_model is None:
+            raise ValueError("base_fisher is given without base_model")
+        return self
+
+    @property
+    def origin(self) -> Origin:
+        """Where it came from."""
+        return self._origin
+
+    def with_origin(self, origin: Origin) -> Recipe:
+        """Return the same recipe with another origin."""
+        copy = self.model_copy()
+        copy._origin = origin
+        return copy

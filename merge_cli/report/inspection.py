@@ -1,0 +1,91 @@
+"""What is in a checkpoint, from its headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from merge_cli.checkpoint import Checkpoint
+
+_LAYER = re.compile(r"^(.*?\.)(\d+)(\..*)$")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that differ only in their layer: ``name`` has ``{i}`` where the number stands."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a checkpoint; sizes in bytes."""
+
+    checkpoint: Checkpoint
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.numel for tensor in self.checkpoint.tensors.values())
+
+    def dtypes(self) -> dict[str, int]:
+        """Return dtype -> elements."""
+        found: dict[str, int] = {}
+        for tensor in self.checkpoint.tensors.values():
+            found[tensor.dtype.torch_name] = found.get(tensor.dtype.torch_name, 0) + tensor.numel
+        return found
+
+    def layers(self) -> dict[str, int]:
+        """Return elements per layer (``model.layers.0``), tensors outside of layers under their first name."""
+        found: dict[str, int] = {}
+        for name, tensor in self.checkpoint.tensors.items():
+            match = _LAYER.match(name)
+            key = match[1] + match[2] if match else name.rpartition(".")[0] or name
+            found[key] = found.get(key, 0) + tensor.numel
+        return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+    def groups(self) -> Iterator[Group]:
+        """Yield the tensors, those that repeat in every layer once."""
+        found: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+        for name, tensor in self.checkpoint.tensors.items():
+            match = _LAYER.match(name)
+            pattern = f"{match[1]}{{i}}{match[3]}" if match else name
+            found.setdefault((pattern, tensor.dtype.torch_name, tensor.shape), []).extend(
+                [int(match[2])] if match else []
+            )
+        for (pattern, dtype, shape), layers in sorted(found.items(), key=lambda item: _natural(item[0][0])):
+            yield Group(pattern, dtype, shape, tuple(sorted(layers)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        checkpoint = self.checkpoint
+        return {
+            "checkpoint": checkpoint.label,
+            "files": [{"name": file.path.name, "size": file.size} for file in checkpoint.files],
+            "bytes": checkpoint.nbytes,
+            "parameters": self.parameters,
+            "dtypes": self.dtypes(),
+            "layers": self.layers(),
+            "metadata": dict(checkpoint.metadata),
+            "architectures": checkpoint.config.get("architectures"),
+            "tied": dict(checkpoint.tied),
+            "tensors": [
+                {"name": name, "dtype": tensor.dtype.torch_name, "shape": list(tensor.shape), "file": tensor.file.name}
+                for name, tensor in checkpoint.tensors.items()
+            ],
+        }
+
+
+def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
+    """Return what is in a checkpoint."""
+    return Inspection(checkpoint)
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Order numbers within names by value."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,74 @@
+"""The manifest of a merged checkpoint: what it was made from and how, so that it can be checked and made again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from merge_cli.plan import MergePlan
+from merge_cli.recipe import Recipe
+
+MANIFEST_FILE = "merge_manifest.json"
+DIGEST_FILE = "SHA256SUMS"
+_FORMAT = 1
+
+
+def manifest(plan: MergePlan, counts: Mapping[str, int], digests: Mapping[str, str], *, tool: str) -> dict[str, Any]:
+    """Return the manifest as plain data; inputs are named as the recipe names them, never by absolute paths.
+
+    Args:
+        plan: What was done.
+        counts: What the method counted.
+        digests: File name -> SHA-256 of the output's weight files.
+        tool: Name and version of this program.
+    """
+    recipe = plan.recipe
+    return {
+        "format": _FORMAT,
+        "tool": tool,
+        "plan_sha256": plan.digest,
+        "method": {"name": recipe.merge_method, "version": plan.method.version, "source": plan.method.source},
+        "seed": recipe.seed,
+        "recipe": recipe.origin.text or _as_data(recipe),
+        "overrides": list(recipe.origin.overrides),
+        "inputs": [
+            {
+                "role": each.role,
+                "reference": each.label,
+                "files": [
+                    {"name": file.path.name, "size": file.size, "mtime_ns": file.mtime_ns, "header_sha256": file.sha256}
+                    for file in each.files
+                ],
+            }
+            for each in plan.inputs
+        ],
+        "steps": [{"name": name, **params.model_dump(mode="json", by_alias=True)} for name, params in plan.steps],
+        "parameters": _parameters(plan),
+        "tensors": {
+            "merged": len(plan.merged),
+            "copied": [task.place.name for task in plan.tasks if task.copied is not None],
+        },
+        "counts": dict(counts),
+        "warnings": list(plan.warnings),
+        "files": dict(digests),
+    }
+
+
+def _as_data(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def _parameters(plan: MergePlan) -> list[dict[str, Any]]:
+    """Return each set of resolved parameters once, with the tensors that have it."""
+    groups: dict[int, tuple[dict[str, Any], list[str]]] = {}
+    for task in plan.merged:
+        assert task.params is not None
+        values = groups.setdefault(id(task.params), (task.params.model_dump(mode="json", by_alias=True), []))
+        values[1].append(task.place.name)
+    everything = len(groups) == 1
+    return [{"values": values, "tensors": "all" if everything else names} for values, names in groups.values()]
+
+
+def sha256_lines(digests: Mapping[str, str]) -> str:
+    """Return digests in the form that ``sha256sum -c`` checks."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())

@@ -1,0 +1,48 @@
+"""What a merge did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did; sizes in bytes, durations in seconds.
+
+    Attributes:
+        out: Where the merged checkpoint is.
+        method: The method's name.
+        models: How many models were merged.
+        merged: Tensors that went through the method.
+        copied: Tensors that were copied.
+        parameters: Elements of all tensors.
+        read_bytes: Input bytes that entered the output.
+        written_bytes: Bytes of the weight files.
+        seconds: From the first byte read to the committed checkpoint.
+        device: What it ran on.
+        threads: Worker threads.
+        counts: What the method counted, such as ``clipped`` elements.
+        warnings: What a user should know.
+        files: Name -> SHA-256 of each weight file.
+    """
+
+    out: str
+    method: str
+    models: int
+    merged: int
+    copied: int
+    parameters: int
+    read_bytes: int
+    written_bytes: int
+    seconds: float
+    device: str
+    threads: int
+    counts: Mapping[str, int]
+    warnings: tuple[str, ...]
+    files: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return asdict(self)

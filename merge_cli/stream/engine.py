@@ -1,0 +1,232 @@
+"""Runs a plan: every tensor in ranges, every range in blocks, every block through the chain.
+
+A tensor is cut into ranges of a few blocks; each range is one job. Where a stage has a measure, a round of it is a set
+of jobs, and the last job of a round decides what comes next: another round, the next stage's measure, or the merge.
+Follow-up jobs go before the rest of the queue, so few tensors are under way at a time. Measures that run over all
+tensors come first, one pass over the inputs per round.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from merge_cli.checkpoint import Reader, ShardWriter
+from merge_cli.errors import RecipeError
+from merge_cli.methods.contract import Extent, Measure, Measured, Totals
+from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.stream.allocator import keep_large_buffers
+from merge_cli.stream.pool import Job, Pool
+from merge_cli.stream.progress import Listener, Quiet
+from merge_cli.stream.stages import Chain
+from merge_cli.stream.worker import Worker
+
+_BLOCKS_PER_RANGE = 16
+
+_Range = tuple[int, int]
+_Jobs = Iterable[Job[Worker]]
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What happened on the way: how often what a method counts occurred, and on which device it ran."""
+
+    counts: dict[str, int]
+    device: str
+
+
+def stream(plan: MergePlan, writer: ShardWriter, reader: Reader, listener: Listener | None = None) -> StreamResult:
+    """Compute every tensor of the plan and write it.
+
+    Raises:
+        CheckpointError: If an input cannot be read or is not finite.
+        ResourceError: If the output cannot be written.
+        VerificationError: If a result is not finite.
+    """
+    keep_large_buffers()
+    device = choose_device(plan.device)
+    workers = [Worker(plan, reader, writer, device) for _ in range(plan.threads)]
+    _Engine(plan, Pool(workers), listener or Quiet(), Chain(plan, {}, {})).run()
+    counts: Counter[str] = sum((worker.counts for worker in workers), Counter())
+    return StreamResult(dict(sorted(counts.items())), str(device))
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device to compute on; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        RecipeError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"--device {name}: expected auto, cpu or cuda[:N]") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"--device {name}: expected auto, cpu or cuda[:N]")
+    return device
+
+
+@dataclass(frozen=True)
+class _Engine:
+    plan: MergePlan
+    pool: Pool[Worker]
+    listener: Listener
+    chain: Chain
+
+    def run(self) -> None:
+        """Measure what runs over all tensors, then merge."""
+        for stage in range(self.chain.first_streamed):
+            self._measure_all(stage)
+        self.listener.phase("merging", sum(task.place.nbytes for task in self.plan.tasks))
+        self.pool.run(job for task in self.plan.tasks for job in self._begin(task))
+
+    def ranges(self, task: TensorTask) -> list[_Range]:
+        """Cut a tensor into what one job does."""
+        return list(_cut(task.place.numel, self.plan.block_numel * _BLOCKS_PER_RANGE))
+
+    def blocks(self, span: _Range) -> Iterator[_Range]:
+        """Cut a range into blocks."""
+        start, count = span
+        return ((start + offset, numel) for offset, numel in _cut(count, self.plan.block_numel))
+
+    def _begin(self, task: TensorTask) -> _Jobs:
+        if task.copied is not None:
+            return [self._copy_job(task, span) for span in self.ranges(task)]
+        return self._continue(task, self.chain.first_streamed, {})
+
+    def _continue(self, task: TensorTask, stage: int, measured: Mapping[int, Any]) -> _Jobs:
+        """Return the jobs for a tensor whose stages before ``stage`` are measured."""
+        for current in range(stage, self.chain.method_stage + 1):
+            if self.chain.measure(current, task) is not None:
+
+                def then(value: Any, current: int = current) -> _Jobs:
+                    return self._continue(task, current + 1, {**measured, current: value})
+
+                return self._rounds([task], current, measured, then)
+        return [self._merge_job(task, span, measured) for span in self.ranges(task)]
+
+    def _measure_all(self, stage: int) -> None:
+        """Run a stage's measure to its end before anything is merged: over all tensors together, or over each."""
+        merged = self.plan.merged
+        measure = self.chain.measure(stage)
+        if measure is None:
+            return
+        self.listener.phase("measuring", sum(task.place.numel for task in merged))
+        if measure.over is Extent.MODEL:
+
+            def keep(value: Any) -> _Jobs:
+                self.chain.whole[stage] = value
+                return ()
+
+            self.pool.run(self._rounds(merged, stage, {}, keep))
+        else:
+            self.pool.run(job for task in merged for job in self._measure_alone(task, stage))
+
+    def _measure_alone(self, task: TensorTask, stage: int) -> _Jobs:
+        def keep(value: Any) -> _Jobs:
+            self.chain.single[stage, task.place.name] = value
+            return ()
+
+        return self._rounds([task], stage, {}, keep)
+
+    def _rounds(
+        self, tasks: Sequence[TensorTask], stage: int, measured: Mapping[int, Any], then: Callable[[Any], _Jobs]
+    ) -> _Jobs:
+        """Return the jobs of the first round of a measure over some tensors; ``then`` is given its value."""
+        filled = [task for task in tasks if task.place.numel]
+        measure = self.chain.measure(stage, tasks[0])
+        if measure is None or not filled:
+            return ()
+        totals = Totals(len(tasks[0].models), sum(task.place.numel for task in filled))
+        state = measure.start(totals, self.chain.params(stage, tasks[0]))
+        if isinstance(state, Measured):
+            return then(state.value)
+        return _Round(self, filled, stage, measure, measured, then, state).jobs()
+
+    def _copy_job(self, task: TensorTask, span: _Range) -> Job[Worker]:
+        def copy(worker: Worker) -> _Jobs:
+            assert task.copied is not None
+            for start, count in self.blocks(span):
+                nbytes = worker.write(worker.read(task.copied, start, count), task, start)
+                self.listener.advance(task.place.name, nbytes)
+            return ()
+
+        return copy
+
+    def _merge_job(self, task: TensorTask, span: _Range, measured: Mapping[int, Any]) -> Job[Worker]:
+        method = self.plan.method
+        needs = method.needs(task.params, self.plan.needs)
+
+        def merge(worker: Worker) -> _Jobs:
+            for start, count in self.blocks(span):
+                block = self.chain.block(worker, task, start, count, self.chain.method_stage, measured, needs)
+                nbytes = worker.write(method.merge(block, task.params), task, start)
+                self.listener.advance(task.place.name, nbytes)
+            return ()
+
+        return merge
+
+
+@dataclass
+class _Round:
+    """One round of a measure over some tensors: a job per range, and what follows after the last."""
+
+    engine: _Engine
+    tasks: Sequence[TensorTask]
+    stage: int
+    measure: Measure
+    measured: Mapping[int, Any]
+    then: Callable[[Any], _Jobs]
+    state: Any
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _parts: list[Any] = field(default_factory=list)
+    _open: int = 0
+
+    def jobs(self) -> list[Job[Worker]]:
+        """Return a job per range."""
+        spans = [(task, span) for task in self.tasks for span in self.engine.ranges(task)]
+        self._open = len(spans)
+        return [self._job(task, span) for task, span in spans]
+
+    def _job(self, task: TensorTask, span: _Range) -> Job[Worker]:
+        def fold(worker: Worker) -> _Jobs:
+            chain, needs = self.engine.chain, self.measure.needs
+            params = chain.params(self.stage, task)
+            part: Any = None
+            for start, count in self.engine.blocks(span):
+                block = chain.block(worker, task, start, count, self.stage, self.measured, needs)
+                more = self.measure.fold(self.state, block, params)
+                part = more if part is None else self.measure.combine(part, more)
+                if len(self.tasks) > 1:
+                    self.engine.listener.advance(task.place.name, count)
+            return self._finish(part)
+
+        return fold
+
+    def _finish(self, part: Any) -> _Jobs:
+        """Add a range's part; after the last one, return what follows."""
+        with self._lock:
+            if self._parts:
+                self._parts[0] = self.measure.combine(self._parts[0], part)
+            else:
+                self._parts.append(part)
+            self._open -= 1
+            if self._open:
+                return ()
+        state = self.measure.finish(self.state, self._parts[0])
+        if isinstance(state, Measured):
+            return self.then(state.value)
+        return replace(self, state=state, _lock=threading.Lock(), _parts=[]).jobs()
+
+
+def _cut(numel: int, step: int) -> Iterator[_Range]:
+    return ((start, min(step, numel - start)) for start in range(0, numel, step))

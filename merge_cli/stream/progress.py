@@ -1,0 +1,23 @@
+"""Who is told how the work goes."""
+
+from typing import Protocol
+
+
+class Listener(Protocol):
+    """Is told how the work goes, from several threads at once."""
+
+    def phase(self, name: str, nbytes: int) -> None:
+        """A phase of the work begins in which ``nbytes`` are to be done."""
+
+    def advance(self, tensor: str, nbytes: int) -> None:
+        """That many bytes were done, the last of them of this tensor."""
+
+
+class Quiet:
+    """Listens to nothing."""
+
+    def phase(self, name: str, nbytes: int) -> None:
+        """Do nothing."""
+
+    def advance(self, tensor: str, nbytes: int) -> None:
+        """Do nothing."""

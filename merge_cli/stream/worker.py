@@ -1,0 +1,150 @@
+"""One thread's buffers: a block's inputs in float32, and its result on the way to disk."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from merge_cli.checkpoint import Reader, ShardWriter, StoredTensor, to_torch
+from merge_cli.errors import CheckpointError, VerificationError
+from merge_cli.methods.contract import Need
+from merge_cli.plan import MergePlan, TensorTask
+
+_WIDEST = 8
+
+
+@dataclass
+class Worker:
+    """Reads blocks into buffers that are reused, and writes results.
+
+    What :meth:`load` returns is overwritten by the next call.
+    """
+
+    plan: MergePlan
+    reader: Reader
+    writer: ShardWriter
+    device: torch.device
+    counts: Counter[str] = field(default_factory=Counter)
+    _rows: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Allocate the raw buffers; pinned where a GPU copies from them."""
+        pinned = self.device.type == "cuda"
+        self._numel = min(self.plan.block_numel, max(task.place.numel for task in self.plan.tasks))
+        self._raw_in = torch.empty(self._numel * _WIDEST, dtype=torch.uint8, pin_memory=pinned)
+        self._raw_out = torch.empty(self._numel * _WIDEST, dtype=torch.uint8, pin_memory=pinned)
+        self._view_in = memoryview(self._raw_in.numpy())  # type: ignore[arg-type]
+        self._view_out = memoryview(self._raw_out.numpy())  # type: ignore[arg-type]
+
+    def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Need]) -> dict[Need, Tensor]:
+        """Read what is needed of elements ``start`` to ``start + count``; deltas are computed, curvature is scaled.
+
+        Raises:
+            CheckpointError: If an input is not finite, a Fisher is negative, or a file cannot be read.
+        """
+        inputs: dict[Need, Tensor] = {}
+        if needs & {Need.BASE, Need.DELTAS}:
+            assert task.base is not None
+            base = self._load_rows("base", [task.base], start, count)[0]
+            if Need.BASE in needs:
+                inputs[Need.BASE] = base
+        if needs & {Need.MODELS, Need.DELTAS}:
+            models = self._load_rows("models", task.models, start, count)
+            if Need.MODELS in needs:
+                inputs[Need.MODELS] = models
+            if Need.DELTAS in needs:
+                # Where only the deltas are wanted, they take the models' place.
+                inputs[Need.DELTAS] = models - base if Need.MODELS in needs else models.sub_(base)
+        inputs |= self._load_fishers(task, start, count, needs)
+        if Need.GRADIENTS in needs:
+            inputs[Need.GRADIENTS] = self._load_rows("gradients", task.gradients, start, count)
+        return inputs
+
+    def _load_fishers(self, task: TensorTask, start: int, count: int, needs: frozenset[Need]) -> dict[Need, Tensor]:
+        """Read Fishers; this is the one place where a mean Fisher becomes a curvature, H = N·F."""
+        inputs: dict[Need, Tensor] = {}
+        if needs & {Need.FISHER, Need.CURVATURE}:
+            fishers = self._load_rows("fisher", task.fishers, start, count)
+            _check_not_negative(fishers, task.fishers)
+            if Need.FISHER in needs:
+                inputs[Need.FISHER] = fishers
+            if Need.CURVATURE in needs:
+                scales = torch.tensor(self.plan.scales, dtype=torch.float32, device=self.device)[:, None]
+                inputs[Need.CURVATURE] = fishers * scales if Need.FISHER in needs else fishers.mul_(scales)
+        if needs & {Need.BASE_FISHER, Need.BASE_CURVATURE}:
+            assert task.base_fisher is not None
+            fisher = self._load_rows("base_fisher", [task.base_fisher], start, count)
+            _check_not_negative(fisher, [task.base_fisher])
+            if Need.BASE_FISHER in needs:
+                inputs[Need.BASE_FISHER] = fisher[0]
+            if Need.BASE_CURVATURE in needs:
+                inputs[Need.BASE_CURVATURE] = fisher[0] * self.plan.base_scale
+        return inputs
+
+    def _load_rows(self, name: str, tensors: Sequence[StoredTensor], start: int, count: int) -> Tensor:
+        """Read one run of each tensor into the rows of a float32 buffer, shape ``(len(tensors), count)``."""
+        if name not in self._rows:
+            self._rows[name] = torch.empty(len(tensors) * self._numel, dtype=torch.float32, device=self.device)
+        rows = self._rows[name][: len(tensors) * count].view(len(tensors), count)
+        for row, tensor in zip(rows, tensors, strict=True):
+            row.copy_(self.read(tensor, start, count), non_blocking=False)
+            if not math.isfinite(row.sum().item()):
+                self._check_finite(row, tensor)
+        return rows
+
+    def read(self, tensor: StoredTensor, start: int, count: int) -> Tensor:
+        """Read a run of a tensor as it is stored, on the CPU; overwritten by the next call."""
+        nbytes = count * tensor.dtype.itemsize
+        self.reader.read_into(self._view_in[:nbytes], tensor, start)
+        return self._raw_in[:nbytes].view(to_torch(tensor.dtype))
+
+    def _check_finite(self, row: Tensor, tensor: StoredTensor) -> None:
+        """The sum of a row was not finite: find out whether its elements are, or only their sum overflows."""
+        wrong = int((~row.isfinite()).sum())
+        if not wrong:
+            return
+        if not self.plan.allow_nonfinite:
+            raise CheckpointError(
+                f"'{tensor.name}' in {tensor.file} holds NaN or infinity",
+                hint="the checkpoint is damaged or training diverged; --allow-nonfinite goes on all the same",
+            )
+        self.counts["nonfinite"] += wrong
+
+    def write(self, result: Tensor, task: TensorTask, start: int) -> int:
+        """Cast a result to the output dtype, check it, write it; return how many bytes that were.
+
+        Raises:
+            VerificationError: If it is not finite.
+        """
+        place = task.place
+        nbytes = result.numel() * place.dtype.itemsize
+        out = self._raw_out[:nbytes].view(to_torch(place.dtype))
+        out.copy_(result.reshape(-1))
+        allowed = task.copied is not None and self.plan.allow_nonfinite
+        if place.dtype.is_float and not allowed and not _is_finite(out):
+            source = f"it is copied from {task.copied.file}" if task.copied else "its inputs are finite"
+            raise VerificationError(
+                f"'{place.name}' of the output holds NaN or infinity, while {source}",
+                hint=f"{place.dtype.torch_name} may be too narrow for it; choose a wider out_dtype, or smaller weights",
+            )
+        self.writer.write(self._view_out[:nbytes], place, start)
+        return nbytes
+
+
+def _is_finite(values: Tensor) -> bool:
+    wide = values if values.dtype == torch.float64 else values.to(torch.float32)
+    return math.isfinite(wide.sum().item()) or bool(wide.isfinite().all())
+
+
+def _check_not_negative(rows: Tensor, tensors: Sequence[StoredTensor]) -> None:
+    for row, tensor in zip(rows, tensors, strict=True):
+        if row.min().item() < 0:
+            raise CheckpointError(
+                f"'{tensor.name}' in {tensor.file} has negative entries, which no Fisher diagonal has",
+                hint="is it a checkpoint, or a gradient?",
+            )
