@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 
 from merge_cli import __version__
 from merge_cli.checkpoint import Files, Reader, ShardWriter, Staging, check_replaceable
-from merge_cli.checkpoint.files import writing
+from merge_cli.checkpoint.files import reading
 from merge_cli.errors import RecipeError
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, manifest, model_card, sha256_lines
@@ -46,13 +45,13 @@ def merge(
     files = files or Files()
     check_out(plan, out, force=force)
     staging = Staging(out, force=force, files=files)
-    try:
-        with staging.open() as folder:
+    with staging.open() as folder:
+        try:
             result, digests = _write(plan, folder, out.name, sync=sync, listener=listener, files=files)
-            staging.commit(sync=sync)
-    except BaseException:
-        staging.discard()
-        raise
+        except BaseException:
+            staging.discard()
+            raise
+        staging.commit(sync=sync)
     return MergeReport(
         out=str(out),
         method=plan.recipe.merge_method,
@@ -97,8 +96,9 @@ def _write(
             writer.sync()
     weights = sha256_of_files([folder / shard.file for shard in plan.layout.shards], threads=plan.threads)
     for source in plan.side_files:
-        with writing(folder / source.name):
-            shutil.copyfile(source, folder / source.name)
+        with reading(source):
+            content = source.read_bytes()
+        files.write_new(folder / source.name, content, sync=sync)
     texts = {
         "README.md": model_card(plan, name, tool=_TOOL),
         MANIFEST_FILE: _json(manifest(plan, result.counts, weights, tool=_TOOL)),

@@ -129,7 +129,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or file == ".." or not file.isprintable():
+        if not isinstance(file, str) or Path(file).name != file or file in {"", ".."} or not file.isprintable():
             raise CheckpointError(f"{index}: {name[:100]} is said to be in {file!r}, which is not a file of the folder")
     return weight_map
 
@@ -155,8 +155,8 @@ def _refuse_quantised(root: Path, tensors: Mapping[str, StoredTensor], config: M
     packed = [name for name, tensor in tensors.items() if not tensor.dtype.is_float and _PACKED_NAME.search(name)]
     quantised = isinstance(config.get("quantization_config"), dict)
     if quantised or (small and scales) or packed:
-        telling = listed(packed or scales, most=2)
-        why = "its config.json has a quantization_config" if quantised else f"it holds {telling}"
+        held = f"packed integers ({listed(packed, most=2)})" if packed else f"scales ({listed(scales, most=2)})"
+        why = "its config.json has a quantization_config" if quantised else f"it holds {held}"
         raise CheckpointError(
             f"{root} is quantised: {why}, so its numbers are not the weights",
             hint="merge the original checkpoint in bfloat16, float16 or float32, then quantise the result",

@@ -157,7 +157,7 @@ class Staging:
                 shutil.rmtree(self._replaced, ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove the folder and what is in it; leave it alone where another process has it."""
+        """Remove the folder and what is in it, best inside :meth:`open`; never the folder of a run that was refused."""
         if self._owned:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._owned = False
