@@ -7,8 +7,8 @@ order by shape), so sums over models are written as chains of ``add_``. Sums ove
 float64 and added up exactly.
 """
 
-from merge_cli.kernels.election import Election, ZeroSum, agreeing, disjoint_merge, elect_sign
-from merge_cli.kernels.quantile import Bracket, count_inside, first_bracket, narrow, threshold_of
+from merge_cli.kernels.election import Election, ZeroSum, disjoint_merge, elect_sign
+from merge_cli.kernels.quantile import Found, Search, first_search, gather, join, next_search, sample_size
 from merge_cli.kernels.randomness import Key, keep_mask, make_key
 from merge_cli.kernels.spherical import slerp_coefficients
 from merge_cli.kernels.sums import GRAIN, divisor_of, exact_sums, grain_sums, sum_models, weighted_sum
@@ -16,25 +16,26 @@ from merge_cli.kernels.trimming import drop_and_rescale, keep_at_least
 
 __all__ = [
     "GRAIN",
-    "Bracket",
     "Election",
+    "Found",
     "Key",
+    "Search",
     "ZeroSum",
-    "agreeing",
-    "count_inside",
     "disjoint_merge",
     "divisor_of",
     "drop_and_rescale",
     "elect_sign",
     "exact_sums",
-    "first_bracket",
+    "first_search",
+    "gather",
     "grain_sums",
+    "join",
     "keep_at_least",
     "keep_mask",
     "make_key",
-    "narrow",
+    "next_search",
+    "sample_size",
     "slerp_coefficients",
     "sum_models",
-    "threshold_of",
     "weighted_sum",
 ]

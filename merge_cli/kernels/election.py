@@ -1,11 +1,12 @@
 """Electing one sign per element, and who agrees with it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from merge_cli.kernels.sums import sum_models
+from merge_cli.kernels.sums import sum_models, weighted_sum
 
 Election = Literal["mass", "count"]
 ZeroSum = Literal["plus", "none"]
@@ -26,33 +27,21 @@ def elect_sign(weighted: Tensor, *, by: Election, zero_sum: ZeroSum) -> Tensor:
         The elect step of TIES-Merging, Yadav et al. 2023, section 3, arXiv 2306.01708: by mass. The paper does not
         say what a zero sum elects; by its definition of the agreeing set it is nobody.
     """
-    votes = weighted if by == "mass" else weighted.sign()
-    sign = sum_models(votes).sign_()
+    sign = sum_models(weighted if by == "mass" else weighted.sign()).sign_()
     # sign + 1/2 is positive for 0 and +1 and negative for -1.
     return sign.add_(0.5).sign_() if zero_sum == "plus" else sign
 
 
-def agreeing(weighted: Tensor, elected: Tensor) -> Tensor:
-    """Zero the entries whose sign is not the elected one.
-
-    Args:
-        weighted: Weighted task vectors, shape ``(n, numel)``.
-        elected: The elected signs, shape ``(numel,)``.
-
-    Returns:
-        A new tensor of shape ``(n, numel)``.
-    """
-    # Folded onto the elected side, agreeing entries are positive and everything else is cut at zero.
-    return (weighted * elected).clamp_(min=0).mul_(elected)
-
-
-def disjoint_merge(weighted: Tensor, weights: Tensor, elected: Tensor, *, normalize: bool) -> Tensor:
+def disjoint_merge(
+    weighted: Tensor, weights: Sequence[float], *, by: Election, zero_sum: ZeroSum, normalize: bool
+) -> Tensor:
     """Sum the entries that agree with the elected sign; divided by the weights of their models with ``normalize``.
 
     Args:
-        weighted: Weighted task vectors, shape ``(n, numel)``.
-        weights: The weights, shape ``(n, 1)``.
-        elected: The elected signs, shape ``(numel,)``.
+        weighted: Weighted task vectors, shape ``(n, numel)``; overwritten.
+        weights: The weights.
+        by: How the sign is elected.
+        zero_sum: What a balanced vote elects.
         normalize: Whether to divide. With equal weights that is the disjoint mean; where nobody agrees, or the
             weights of those who do cancel, nothing is divided.
 
@@ -62,9 +51,15 @@ def disjoint_merge(weighted: Tensor, weights: Tensor, elected: Tensor, *, normal
     Source:
         The disjoint merge of TIES-Merging, Yadav et al. 2023, section 3, arXiv 2306.01708.
     """
-    agreed = agreeing(weighted, elected)
-    total = sum_models(agreed)
+    elected = elect_sign(weighted, by=by, zero_sum=zero_sum)
+    # Folded onto the elected side, agreeing entries are positive, and everything else is cut at zero.
+    folded = weighted.mul_(elected).clamp_(min=0)
+    total = sum_models(folded).mul_(elected)
     if not normalize:
         return total
-    divisor = sum_models(agreed.sign_().abs_() * weights)
-    return total / torch.where(divisor.abs() < 1e-8, torch.ones_like(divisor), divisor)
+    divisor = weighted_sum(folded.sign_(), weights)
+    positive = [weight for weight in weights if weight > 0]
+    if min(weights) >= 0:
+        # The divisor is zero only where the total is too; anything below the least weight leaves the rest alone.
+        return total.div_(divisor.clamp_(min=min(positive, default=1.0) / 2))
+    return total.div_(torch.where(divisor.abs() < 1e-8, torch.ones_like(divisor), divisor))

@@ -1,82 +1,191 @@
-"""The exact k-th largest magnitude of a vector that is only seen in blocks, in constant memory.
+"""The exact k-th largest magnitude of a vector that is only seen in pieces, in bounded memory.
 
-The bit patterns of non-negative float32 numbers, read as integers, are in the order of the numbers. So the k-th largest
-magnitude is found by counting patterns in bins, then counting again inside the one bin that holds it, until bins are
-single patterns: two rounds of 65,536 bins. Counts are integers, so blocks and threads cannot change the result.
+A short vector is collected and partitioned. Of a long one, a sample brackets the magnitude wanted; then one pass counts
+what lies above the bracket and, in fine bins, what lies inside it. Bit patterns of non-negative float32 numbers, read as
+integers, are in the order of the numbers, so a bin of one pattern is exact. Where the sample misled, or bins are wider
+than one pattern, another pass counts in a better bracket. Counts are integers: neither pieces nor threads change the
+result, and neither does the sample.
+
+Measured on one core, ns per element: numpy's partition 0.5 (torch.kthvalue 11), counting inside a bracket that holds
+4 % with numpy 0.9 (with torch 2.5). So the CPU path looks at tensors through numpy.
 """
 
+from __future__ import annotations
+
+import math
 import struct
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_BINS = 65536
+_BINS = 2**20
 _ALL_PATTERNS = 2**31
+_SAMPLE = 2**18
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """Collect all magnitudes and take the one of this rank, 1 for the largest."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Collect some magnitudes to bracket the one of this rank among ``numel``."""
+
+    rank: int
+    numel: int
 
 
 @dataclass(frozen=True, slots=True)
 class Bracket:
-    """Where the k-th largest magnitude of one row lies: among the patterns ``low`` <= p < ``high``.
+    """Count the patterns ``low`` <= p < ``high``, among which the one of this rank should be."""
 
-    Attributes:
-        low: Smallest pattern it can have.
-        high: One more than the largest.
-        rank: Which of the patterns inside it is, counted from the largest, 1 first.
-    """
-
+    rank: int
     low: int
     high: int
-    rank: int
 
     @property
     def shift(self) -> int:
         """Bits by which a pattern less ``low`` is shifted to give its bin."""
-        return max(0, (self.high - self.low - 1).bit_length() - 16)
+        return max(0, (self.high - self.low - 1).bit_length() - _BINS.bit_length() + 1)
 
 
-def first_bracket(numel: int, density: float) -> Bracket | float:
-    """Return where to look for the magnitude from which on ``int(density * numel)`` entries are kept.
+@dataclass(slots=True)
+class Tally:
+    """How many patterns lie above a bracket, and in each bin inside it."""
+
+    above: int
+    inside: Tensor
+
+
+Search = Everything | Sample | Bracket
+Found = list[Tensor] | Tally
+
+
+def first_search(numel: int, density: float, *, most_collected: int) -> Search | float:
+    """Return how to look for the magnitude from which on the ``int(density * numel)`` largest entries are kept.
+
+    Args:
+        numel: Length of the vector.
+        density: Fraction to keep, in [0, 1].
+        most_collected: Entries that may be held at once.
 
     Returns:
-        A bracket, or the threshold at once: 0.0 to keep all, infinity to keep none.
+        A search; or the threshold at once, 0.0 to keep all and infinity to keep none.
     """
     rank = int(density * numel)
     if rank >= numel:
         return 0.0
-    return Bracket(0, _ALL_PATTERNS, rank) if rank else float("inf")
+    if rank == 0:
+        return math.inf
+    return Everything(rank) if numel <= most_collected else Sample(rank, numel)
 
 
-def count_inside(row: Tensor, bracket: Bracket) -> Tensor:
-    """Count the entries of a row in each bin of a bracket.
+def sample_size(search: Search | float) -> int:
+    """Return how many entries this round is content with; 0 where it must see all."""
+    return _SAMPLE if isinstance(search, Sample) else 0
+
+
+def gather(search: Search, found: Found | None, row: Tensor) -> Found:
+    """Add a piece of the vector to what was found, which is changed in place.
 
     Args:
+        search: What is looked for.
+        found: What earlier pieces gave; None for the first.
         row: Float32, shape ``(numel,)``.
-        bracket: From :func:`first_bracket` or :func:`narrow`.
-
-    Returns:
-        Int64 counts on the CPU, one per bin.
     """
-    patterns = row.abs().view(torch.int32)
-    if bracket.high - bracket.low < _ALL_PATTERNS:
-        patterns = patterns[(patterns >= bracket.low) & (patterns < bracket.high)].sub_(bracket.low)
-    bins = patterns.bitwise_right_shift_(bracket.shift)
-    return torch.bincount(bins, minlength=_BINS).cpu()
+    if isinstance(search, Bracket):
+        tally = (
+            found if isinstance(found, Tally) else Tally(0, torch.zeros(_BINS, dtype=torch.int64, device=row.device))
+        )
+        return _count(search, tally, row)
+    magnitudes = found if isinstance(found, list) else []
+    magnitudes.append(row.abs())
+    return magnitudes
 
 
-def narrow(bracket: Bracket, counts: Tensor) -> Bracket | float:
-    """Return the bracket of the bin that holds the wanted entry; the threshold itself where a bin is one pattern."""
-    from_largest = counts.flip(0).cumsum(0)
-    place = int(torch.searchsorted(from_largest, bracket.rank))
-    chosen = len(counts) - 1 - place
-    above = int(from_largest[place]) - int(counts[chosen])
-    low = bracket.low + (chosen << bracket.shift)
-    if bracket.shift == 0:
-        return threshold_of(low)
-    return Bracket(low, low + (1 << bracket.shift), bracket.rank - above)
+def join(left: Found, right: Found) -> Found:
+    """Combine what two sets of pieces gave; the first is changed in place."""
+    if isinstance(left, Tally) and isinstance(right, Tally):
+        left.above += right.above
+        left.inside.add_(right.inside)
+    elif isinstance(left, list) and isinstance(right, list):
+        left.extend(right)
+    return left
+
+
+def next_search(search: Search, found: Found) -> Search | float:
+    """Return where to look next, or the threshold."""
+    if isinstance(search, Bracket):
+        assert isinstance(found, Tally)
+        return _narrowed(search, found)
+    assert isinstance(found, list)
+    magnitudes = torch.cat(found)
+    if isinstance(search, Everything):
+        return _largest(magnitudes, [search.rank])[0]
+    return _bracket(search, magnitudes)
 
 
 def threshold_of(pattern: int) -> float:
     """Return the float32 number that has this bit pattern."""
     value: float = struct.unpack("<f", struct.pack("<I", pattern))[0]
     return value
+
+
+def _pattern_of(value: float) -> int:
+    pattern: int = struct.unpack("<I", struct.pack("<f", value))[0]
+    return pattern
+
+
+def _largest(magnitudes: Tensor, ranks: list[int]) -> list[float]:
+    """Return the magnitudes of these ranks, 1 for the largest."""
+    places = [len(magnitudes) - rank for rank in ranks]
+    if magnitudes.device.type == "cpu":
+        parted = np.partition(magnitudes.numpy(), places)
+        return [float(parted[place]) for place in places]
+    return [float(torch.kthvalue(magnitudes, place + 1).values) for place in places]
+
+
+def _bracket(search: Sample, magnitudes: Tensor) -> Bracket:
+    """Bracket the wanted rank by what a sample says of it, generously: neighbouring entries are alike."""
+    size = len(magnitudes)
+    share = search.rank / search.numel
+    margin = 12 * math.sqrt(size * share * (1 - share)) + 2
+    smaller, larger = math.ceil(share * size + margin), math.floor(share * size - margin)
+    bounds = _largest(magnitudes, [min(smaller, size), max(larger, 1)])
+    low = _pattern_of(bounds[0]) if smaller <= size else 0
+    high = _pattern_of(bounds[1]) + 1 if larger >= 1 else _ALL_PATTERNS
+    return Bracket(search.rank, low, high)
+
+
+def _count(search: Bracket, tally: Tally, row: Tensor) -> Tally:
+    if row.device.type != "cpu":
+        patterns = row.abs().view(torch.int32)
+        tally.above += int((patterns >= search.high).sum()) if search.high < _ALL_PATTERNS else 0
+        inside = patterns[(patterns >= search.low) & (patterns < search.high)] - search.low
+    else:
+        # Unsigned: what lies below the bracket wraps around and becomes larger than everything inside and above it.
+        shifted = (row.numpy().view(np.uint32) & np.uint32(_ALL_PATTERNS - 1)) - np.uint32(search.low)
+        chosen = shifted < np.uint32(search.high - search.low)
+        below = np.count_nonzero(shifted >= np.uint32(2**32 - search.low)) if search.low else 0
+        inside = torch.from_numpy(shifted[chosen].view(np.int32))
+        tally.above += len(shifted) - int(below) - len(inside)
+    bins = inside.bitwise_right_shift_(search.shift).long()
+    tally.inside.scatter_add_(0, bins, torch.ones((), dtype=torch.int64, device=row.device).expand(len(bins)))
+    return tally
+
+
+def _narrowed(search: Bracket, tally: Tally) -> Bracket | float:
+    rank = search.rank - tally.above
+    if rank < 1:
+        return Bracket(search.rank, search.high, _ALL_PATTERNS)
+    from_largest = tally.inside.flip(0).cumsum(0)
+    if rank > int(from_largest[-1]):
+        return Bracket(search.rank, 0, search.low)
+    chosen = _BINS - 1 - int(torch.searchsorted(from_largest, rank))
+    low = search.low + (chosen << search.shift)
+    return threshold_of(low) if search.shift == 0 else Bracket(search.rank, low, low + (1 << search.shift))

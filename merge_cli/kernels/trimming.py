@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def keep_at_least(delta: Tensor, thresholds: Sequence[float]) -> Tensor:
@@ -22,17 +22,17 @@ def keep_at_least(delta: Tensor, thresholds: Sequence[float]) -> Tensor:
         The trim step of TIES-Merging, Yadav et al. 2023, section 3, arXiv 2306.01708. The paper leaves ties in
         magnitude open; here every entry at the threshold is kept, so the result does not depend on order.
     """
-    return torch.stack([_keep_row(row, threshold) for row, threshold in zip(delta, thresholds, strict=True)])
-
-
-def _keep_row(row: Tensor, threshold: float) -> Tensor:
-    if threshold <= 0:
-        return row.clone()
-    if math.isinf(threshold):
-        return torch.zeros_like(row)
-    # hardshrink drops |x| <= its bound; the next smaller float32 makes the comparison inclusive.
-    below = torch.nextafter(torch.tensor(threshold), torch.tensor(0.0)).item()
-    return functional.hardshrink(row, below)
+    kept = torch.empty_like(delta)
+    for row, out, threshold in zip(delta, kept, thresholds, strict=True):
+        if threshold <= 0:
+            out.copy_(row)
+        elif math.isinf(threshold):
+            out.zero_()
+        else:
+            # hardshrink drops |x| <= its bound; the next smaller float32 makes the comparison inclusive.
+            below = float(np.nextafter(np.float32(threshold), np.float32(0)))
+            torch.ops.aten.hardshrink.out(row, below, out=out)
+    return kept
 
 
 def drop_and_rescale(delta: Tensor, keep: Tensor, factors: Sequence[float]) -> Tensor:

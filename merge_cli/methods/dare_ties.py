@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from merge_cli.kernels import Election, ZeroSum, disjoint_merge, elect_sign
+from merge_cli.kernels import Election, ZeroSum, disjoint_merge
 from merge_cli.methods.contract import Block, Method, Need, setting
 from merge_cli.methods.dare_linear import DareLinearParams, measure_rescale
 from merge_cli.methods.prepare.dare import drop_at_random
@@ -21,10 +21,10 @@ class DareTiesParams(DareLinearParams):
 
 def dare_ties(block: Block, params: DareTiesParams) -> Tensor:
     """Return θ₀ + λ times the disjoint merge of the randomly dropped, rescaled, weighted task vectors."""
-    weights = block.column(params.weight)
-    weighted = drop_at_random(block, list(params.density), params.rescale) * weights
-    elected = elect_sign(weighted, by=params.elect, zero_sum=params.zero_sum)
-    merged = disjoint_merge(weighted, weights, elected, normalize=params.normalize)
+    weighted = drop_at_random(block, list(params.density), params.rescale).mul_(block.column(params.weight))
+    merged = disjoint_merge(
+        weighted, params.weight, by=params.elect, zero_sum=params.zero_sum, normalize=params.normalize
+    )
     return merged.mul_(params.scale).add_(block.base)
 
 

@@ -90,10 +90,10 @@ def _measure(params: FisherParams) -> Measure:
     def start(totals: Totals, params: FisherParams) -> Totals:
         return totals
 
-    def fold(_: Totals, block: Block, params: FisherParams) -> list[Tensor]:
+    def fold(_: Totals, sums: list[Tensor] | None, block: Block, params: FisherParams) -> list[Tensor]:
         raw = torch.vstack([block.fisher, block.base_fisher]) if params.include_base else block.fisher
         wide = raw.double()
-        return [grain_sums(torch.vstack([wide, wide * wide]))]
+        return [*(sums or ()), grain_sums(torch.vstack([wide, wide * wide]))]
 
     def combine(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
         left.extend(right)

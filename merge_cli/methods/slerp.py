@@ -32,9 +32,9 @@ def _measure(_: SlerpParams) -> Measure:
     def start(totals: Totals, params: SlerpParams) -> SlerpParams:
         return params
 
-    def fold(_: SlerpParams, block: Block, params: SlerpParams) -> list[Tensor]:
+    def fold(_: SlerpParams, sums: list[Tensor] | None, block: Block, params: SlerpParams) -> list[Tensor]:
         first, second = block.base.double(), block.models[0].double()
-        return [grain_sums(torch.stack([first * first, second * second, first * second]))]
+        return [*(sums or ()), grain_sums(torch.stack([first * first, second * second, first * second]))]
 
     def combine(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
         left.extend(right)

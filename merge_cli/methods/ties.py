@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import Election, ZeroSum, disjoint_merge, elect_sign, keep_at_least
+from merge_cli.kernels import Election, ZeroSum, disjoint_merge, keep_at_least
 from merge_cli.methods.contract import (
     Block,
     Density,
@@ -42,10 +42,10 @@ class TiesParams(Params):
 
 def ties(block: Block, params: TiesParams) -> Tensor:
     """Return θ₀ + λ times the disjoint merge of the trimmed, weighted task vectors."""
-    weights = block.column(params.weight)
-    weighted = keep_at_least(block.deltas, block.measured) * weights
-    elected = elect_sign(weighted, by=params.elect, zero_sum=params.zero_sum)
-    merged = disjoint_merge(weighted, weights, elected, normalize=params.normalize)
+    weighted = keep_at_least(block.deltas, block.measured).mul_(block.column(params.weight))
+    merged = disjoint_merge(
+        weighted, params.weight, by=params.elect, zero_sum=params.zero_sum, normalize=params.normalize
+    )
     return merged.mul_(params.scale).add_(block.base)
 
 

@@ -27,6 +27,7 @@ from merge_cli.stream.stages import Chain
 from merge_cli.stream.worker import Worker
 
 _BLOCKS_PER_RANGE = 16
+_SAMPLE_RUN = 1024
 
 _Range = tuple[int, int]
 _Jobs = Iterable[Job[Worker]]
@@ -192,20 +193,25 @@ class _Round:
     _open: int = 0
 
     def jobs(self) -> list[Job[Worker]]:
-        """Return a job per range."""
-        spans = [(task, span) for task in self.tasks for span in self.engine.ranges(task)]
-        self._open = len(spans)
-        return [self._job(task, span) for task, span in spans]
+        """Return a job per range, or per set of pieces where the round is content with a sample."""
+        wanted = self.measure.sample(self.state)
+        if wanted:
+            total = sum(task.place.numel for task in self.tasks)
+            parts = [(task, _pieces(task.place.numel, wanted * task.place.numel // total)) for task in self.tasks]
+        else:
+            spans = [(task, span) for task in self.tasks for span in self.engine.ranges(task)]
+            parts = [(task, list(self.engine.blocks(span))) for task, span in spans]
+        self._open = len(parts)
+        return [self._job(task, blocks) for task, blocks in parts]
 
-    def _job(self, task: TensorTask, span: _Range) -> Job[Worker]:
+    def _job(self, task: TensorTask, blocks: Sequence[_Range]) -> Job[Worker]:
         def fold(worker: Worker) -> _Jobs:
             chain, needs = self.engine.chain, self.measure.needs
             params = chain.params(self.stage, task)
             part: Any = None
-            for start, count in self.engine.blocks(span):
+            for start, count in blocks:
                 block = chain.block(worker, task, start, count, self.stage, self.measured, needs)
-                more = self.measure.fold(self.state, block, params)
-                part = more if part is None else self.measure.combine(part, more)
+                part = self.measure.fold(self.state, part, block, params)
                 if len(self.tasks) > 1:
                     self.engine.listener.advance(task.place.name, count)
             return self._finish(part)
@@ -226,6 +232,14 @@ class _Round:
         if isinstance(state, Measured):
             return self.then(state.value)
         return replace(self, state=state, _lock=threading.Lock(), _parts=[]).jobs()
+
+
+def _pieces(numel: int, wanted: int) -> list[_Range]:
+    """Spread about ``wanted`` elements evenly over a tensor, in short runs."""
+    runs = max(1, wanted // _SAMPLE_RUN)
+    if numel <= runs * _SAMPLE_RUN:
+        return [(0, numel)]
+    return [(numel * run // runs, _SAMPLE_RUN) for run in range(runs)]
 
 
 def _cut(numel: int, step: int) -> Iterator[_Range]:

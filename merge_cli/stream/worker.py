@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import Reader, ShardWriter, StoredTensor, to_torch
+from merge_cli.checkpoint import DType, Reader, ShardWriter, StoredTensor, to_torch
 from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
@@ -92,7 +92,11 @@ class Worker:
             self._rows[name] = torch.empty(len(tensors) * self._numel, dtype=torch.float32, device=self.device)
         rows = self._rows[name][: len(tensors) * count].view(len(tensors), count)
         for row, tensor in zip(rows, tensors, strict=True):
-            row.copy_(self.read(tensor, start, count), non_blocking=False)
+            if tensor.dtype is DType.F32 and row.device.type == "cpu":
+                # Already as it is wanted: read in place.
+                self.reader.read_into(memoryview(row.numpy()).cast("B"), tensor, start)  # type: ignore[arg-type]
+            else:
+                row.copy_(self.read(tensor, start, count))
             if not math.isfinite(row.sum().item()):
                 self._check_finite(row, tensor)
         return rows

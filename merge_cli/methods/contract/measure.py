@@ -32,9 +32,13 @@ class Measured:
     value: Any
 
 
+def _everything(_: Any) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Measure:
-    """A fold over blocks, in as many rounds as it takes; every round sees every block once.
+    """A fold over blocks, in as many rounds as it takes; every round sees every block once, or a sample.
 
     ``combine`` must be exactly associative and commutative (integers, exact sums, collections whose order does not
     matter), so that neither the cut into blocks nor threads change the result. It may reuse its first argument.
@@ -43,16 +47,20 @@ class Measure:
         needs: What ``fold`` reads of a block.
         over: One tensor, or all tensors together.
         start: ``(totals, params) -> state`` of the first round, or :class:`Measured` where no round is needed.
-        fold: ``(state, block, params) -> part``: what one block contributes.
+        fold: ``(state, part, block, params) -> part``: adds what one block contributes; ``part`` is None at first, and
+            may be reused.
         combine: ``(part, part) -> part``.
         finish: ``(state, part) -> state`` of the next round, or :class:`Measured`.
+        sample: ``state -> elements of each model that this round is content with``, 0 for all of them. A sample may
+            decide how a result is found, never what it is.
         constants: Parameters that must be the same for every tensor when it runs over the model.
     """
 
     needs: frozenset[Need]
     over: Extent
     start: Callable[[Totals, Any], Any]
-    fold: Callable[[Any, Block, Any], Any]
+    fold: Callable[[Any, Any, Block, Any], Any]
     combine: Callable[[Any, Any], Any]
     finish: Callable[[Any, Any], Any]
+    sample: Callable[[Any], int] = _everything
     constants: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -52,19 +53,19 @@ def measure_l1(density_of: Any) -> Measure:
         A measure whose value is a list of (before, after).
     """
 
-    def fold(_: None, block: Block, params: Any) -> tuple[list[Tensor], list[Tensor]]:
+    def fold(_: None, sums: list[Tensor] | None, block: Block, params: Any) -> list[Tensor]:
         magnitude = block.deltas.abs()
         kept = magnitude * block.keep_mask(density_of(params, block.n))
-        return [grain_sums(magnitude)], [grain_sums(kept)]
+        return [*(sums or ()), grain_sums(torch.vstack([magnitude, kept]))]
 
-    def combine(left: Any, right: Any) -> Any:
-        for mine, other in zip(left, right, strict=True):
-            mine.extend(other)
+    def combine(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+        left.extend(right)
         return left
 
-    def finish(_: None, parts: tuple[list[Tensor], list[Tensor]]) -> Measured:
-        before, after = (exact_sums(part) for part in parts)
-        return Measured(list(zip(before, after, strict=True)))
+    def finish(_: None, sums: list[Tensor]) -> Measured:
+        found = exact_sums(sums)
+        half = len(found) // 2
+        return Measured(list(zip(found[:half], found[half:], strict=True)))
 
     def start(totals: Totals, params: Any) -> None:
         return None

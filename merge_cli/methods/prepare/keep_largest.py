@@ -11,11 +11,14 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import Bracket, count_inside, first_bracket, keep_at_least, narrow
+from merge_cli.kernels import Found, Search, first_search, gather, join, keep_at_least, next_search, sample_size
 from merge_cli.methods.contract import Block, Density, Extent, Measure, Measured, Need, Params, Step, Totals
 
-# Per model: the threshold once it is known, until then where it lies.
-_Search = list[Bracket | float]
+# Per model: the threshold once it is known, until then how it is looked for, and what that has found.
+_Search = list[Search | float]
+_Found = list[Found | None]
+# Magnitudes of all models together that are held at once, 64 MiB; longer vectors are bracketed by a sample.
+_MOST_COLLECTED = 2**24
 
 
 class KeepLargestParams(Params):
@@ -42,30 +45,35 @@ def measure_thresholds(over: Extent, density_of: Callable[[Any, int], Sequence[f
     """
 
     def start(totals: Totals, params: Any) -> _Search | Measured:
-        return _finished([first_bracket(totals.numel, density) for density in density_of(params, totals.n)])
+        most = _MOST_COLLECTED // totals.n
+        densities = density_of(params, totals.n)
+        return _finished([first_search(totals.numel, density, most_collected=most) for density in densities])
 
-    def fold(search: _Search, block: Block, params: Any) -> list[Tensor | None]:
-        return [
-            count_inside(row, where) if isinstance(where, Bracket) else None
-            for row, where in zip(block.deltas, search, strict=True)
-        ]
+    def fold(search: _Search, found: _Found | None, block: Block, params: Any) -> _Found:
+        rows = zip(search, found or [None] * block.n, block.deltas, strict=True)
+        return [None if isinstance(where, float) else gather(where, so_far, row) for where, so_far, row in rows]
 
-    def combine(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
-        return [a if a is None or b is None else a.add_(b) for a, b in zip(left, right, strict=True)]
+    def combine(left: _Found, right: _Found) -> _Found:
+        return [None if a is None or b is None else join(a, b) for a, b in zip(left, right, strict=True)]
 
-    def finish(search: _Search, counts: list[Tensor | None]) -> _Search | Measured:
+    def finish(search: _Search, found: _Found) -> _Search | Measured:
+        rows = zip(search, found, strict=True)
         return _finished(
             [
-                narrow(where, count) if isinstance(where, Bracket) and count is not None else where
-                for where, count in zip(search, counts, strict=True)
+                where if isinstance(where, float) or so_far is None else next_search(where, so_far)
+                for where, so_far in rows
             ]
         )
 
-    return Measure(frozenset({Need.DELTAS}), over, start, fold, combine, finish, constants=("density",))
+    return Measure(
+        frozenset({Need.DELTAS}), over, start, fold, combine, finish,
+        sample=lambda search: min((sample_size(where) for where in search if not isinstance(where, float)), default=0),
+        constants=("density",),
+    )  # fmt: skip
 
 
 def _finished(search: _Search) -> _Search | Measured:
-    return search if any(isinstance(where, Bracket) for where in search) else Measured(search)
+    return Measured(search) if all(isinstance(where, float) for where in search) else search
 
 
 def _measure(params: KeepLargestParams) -> Measure:
