@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,7 +106,7 @@ def _plan(
     from merge_cli.plan import build_plan
     from merge_cli.recipe import load_recipe
 
-    if device != "auto" and not device.startswith(("cpu", "cuda")):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise RecipeError(f"--device {device}: expected auto, cpu or cuda[:N]")
     return build_plan(
         load_recipe(recipe, overrides=overrides or ()),

@@ -18,11 +18,15 @@ from merge_cli.plan import MergePlan
 from merge_cli.report import Inspection, MergeReport
 from merge_cli.units import format_bytes, format_count, format_seconds
 
+_WIDE = 10_000
+
 
 def _console(*, to_stderr: bool = False) -> Console:
     """A console that does not wrap or colour what goes into a pipe."""
-    stream = sys.stderr if to_stderr else sys.stdout
-    return Console(stderr=to_stderr, highlight=False, soft_wrap=not stream.isatty(), emoji=False, markup=False)
+    terminal = (sys.stderr if to_stderr else sys.stdout).isatty()
+    # Tables are cut to the width of the console, which is 80 in a pipe whatever reads it.
+    width = None if terminal else _WIDE
+    return Console(stderr=to_stderr, highlight=False, soft_wrap=not terminal, width=width, emoji=False, markup=False)
 
 
 def _table(*headings: str) -> Table:

@@ -1,0 +1,5 @@
+"""``python -m merge_cli`` is ``merge-cli``."""
+
+from merge_cli.cli import main
+
+main()
