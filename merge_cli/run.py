@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from merge_cli import __version__
-from merge_cli.checkpoint import Files, Reader, ShardWriter, Staging, check_replaceable
-from merge_cli.checkpoint.files import reading
+from merge_cli.checkpoint import FileIdentity, Files, Reader, ShardWriter, Staging, check_replaceable
+from merge_cli.checkpoint.files import reading, writing
 from merge_cli.errors import RecipeError
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, manifest, model_card, sha256_lines
-from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE
-from merge_cli.stream import Listener, StreamResult, sha256_of_files, stream
+from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE, PRECISION_FOLDER
+from merge_cli.stream import Discard, Listener, StreamResult, check_fishers, sha256_of_files, stream
 
 _TOOL = f"merge-cli {__version__}"
 
@@ -65,9 +67,17 @@ def merge(
         device=result.device,
         threads=plan.threads,
         counts=result.counts,
-        warnings=plan.warnings,
+        diagnostics=dict(result.diagnosis.values),
+        warnings=(*plan.warnings, *result.diagnosis.warnings),
         files=digests,
     )
+
+
+def measure(plan: MergePlan, *, listener: Listener | None = None, files: Files | None = None) -> StreamResult:
+    """Carry out a plan without writing anything, and return what was summed, counted and diagnosed on the way."""
+    with Reader(_identities(plan), files) as reader:
+        check_fishers(plan, reader)
+        return stream(plan, Discard(), reader, listener)
 
 
 def check_out(plan: MergePlan, out: Path, *, force: bool) -> None:
@@ -85,35 +95,67 @@ def check_out(plan: MergePlan, out: Path, *, force: bool) -> None:
     check_replaceable(out, force=force)
 
 
+def _identities(plan: MergePlan) -> list[FileIdentity]:
+    return [file for each in plan.inputs for file in each.files]
+
+
 def _write(
     plan: MergePlan, folder: Path, name: str, *, sync: bool, listener: Listener | None, files: Files
 ) -> tuple[StreamResult, dict[str, str]]:
-    """Write everything into the staging folder."""
-    identities = [file for each in plan.inputs for file in each.files]
-    with ShardWriter(folder, plan.layout, files) as writer, Reader(identities, files) as reader:
-        result = stream(plan, writer, reader, listener)
-        if sync:
-            writer.sync()
-    weights = sha256_of_files([folder / shard.file for shard in plan.layout.shards], threads=plan.threads)
+    """Write everything into the staging folder; return what happened and the weight files' digests."""
+    result = _write_weights(plan, folder, sync=sync, listener=listener, files=files)
+    weights = sha256_of_files(folder, [shard.file for shard in plan.layout.shards], threads=plan.threads)
     for source in plan.side_files:
         with reading(source):
             content = source.read_bytes()
         files.write_new(folder / source.name, content, sync=sync)
+    for file, text in _texts(plan, name, result, weights).items():
+        files.write_new(folder / file, text.encode("utf-8"), sync=sync)
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    others = [str(path) for path in paths if str(path) not in weights and not path.name.startswith(".")]
+    digests = weights | sha256_of_files(folder, others, threads=plan.threads)
+    files.write_new(folder / DIGEST_FILE, sha256_lines(digests).encode("utf-8"), sync=sync)
+    return result, weights
+
+
+def _write_weights(
+    plan: MergePlan, folder: Path, *, sync: bool, listener: Listener | None, files: Files
+) -> StreamResult:
+    """Stream the merged tensors, and the posterior precision where it is wanted, into their files."""
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(Reader(_identities(plan), files))
+        check_fishers(plan, reader)
+        writer = stack.enter_context(ShardWriter(folder, plan.layout, files))
+        precision_writer = None
+        if plan.precision is not None:
+            with writing(folder / PRECISION_FOLDER):
+                (folder / PRECISION_FOLDER).mkdir()
+            precision_writer = stack.enter_context(ShardWriter(folder / PRECISION_FOLDER, plan.precision, files))
+        result = stream(plan, writer, reader, listener, precision_writer=precision_writer)
+        if sync:
+            writer.sync()
+            if precision_writer is not None:
+                precision_writer.sync()
+    return result
+
+
+def _texts(plan: MergePlan, name: str, result: StreamResult, weights: Mapping[str, str]) -> dict[str, str]:
+    """Return what stands beside the weights: file name -> text."""
     texts = {
         "README.md": model_card(plan, name, tool=_TOOL),
-        MANIFEST_FILE: _json(manifest(plan, result.counts, weights, tool=_TOOL)),
+        MANIFEST_FILE: _json(manifest(plan, result.counts, result.diagnosis, weights, tool=_TOOL)),
     }
     if plan.config:
         texts["config.json"] = _json(plan.config)
-    for file, text in texts.items():
-        files.write_new(folder / file, text.encode("utf-8"), sync=sync)
-    index = plan.layout.index()
-    if index is not None:
-        files.write_new(folder / "model.safetensors.index.json", index, sync=sync)
-    others = sorted(path for path in folder.iterdir() if path.name not in weights and not path.name.startswith("."))
-    digests = weights | sha256_of_files(others, threads=plan.threads)
-    files.write_new(folder / DIGEST_FILE, sha256_lines(digests).encode("utf-8"), sync=sync)
-    return result, weights
+    layouts = {"": plan.layout, f"{PRECISION_FOLDER}/": plan.precision}
+    for place, layout in layouts.items():
+        index = layout.index() if layout is not None else None
+        if index is not None:
+            texts[f"{place}model.safetensors.index.json"] = index.decode("utf-8")
+    if plan.precision is not None:
+        prior = result.diagnosis.values["prior_precision"]
+        texts[f"{PRECISION_FOLDER}/config.json"] = _json({"kind": "precision", "prior_precision": prior})
+    return texts
 
 
 def _json(content: object) -> str:

@@ -3,6 +3,7 @@
 from merge_cli.checkpoint.dtypes import DType, from_torch, parse_float_dtype, to_torch
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.header import FileIdentity, StoredTensor
+from merge_cli.checkpoint.identity import model_identity
 from merge_cli.checkpoint.index import Checkpoint, open_checkpoint
 from merge_cli.checkpoint.layout import Layout, lay_out
 from merge_cli.checkpoint.locate import SIDE_PATTERNS, locate
@@ -24,6 +25,7 @@ __all__ = [
     "from_torch",
     "lay_out",
     "locate",
+    "model_identity",
     "open_checkpoint",
     "parse_float_dtype",
     "to_torch",

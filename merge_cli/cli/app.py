@@ -13,6 +13,7 @@ import typer
 
 from merge_cli import __version__
 from merge_cli.cli.looking import inspect, methods, schema
+from merge_cli.cli.measuring import fisher, mismatch
 from merge_cli.cli.merging import merge, plan
 from merge_cli.errors import Interrupted, MergeError, ResourceError
 
@@ -23,8 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (merge, plan, methods, inspect, schema):
+for command in (merge, plan, mismatch, methods, inspect, schema):
     app.command()(command)
+app.add_typer(fisher, name="fisher")
 
 
 def _print_version(wanted: bool) -> None:

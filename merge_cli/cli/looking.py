@@ -29,13 +29,14 @@ def inspect(
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is in CHECKPOINT: tensors, dtypes, shapes, parameters by layer, size; reads no tensor data."""
+    """Show what is in CHECKPOINT: tensors, dtypes, shapes, parameters by layer, size; of a Fisher also its numbers."""
     from merge_cli.checkpoint import locate, open_checkpoint
     from merge_cli.cli import render
-    from merge_cli.report import inspect_checkpoint
+    from merge_cli.report import inspect_checkpoint, summarize_fisher
 
-    found = inspect_checkpoint(open_checkpoint(locate(checkpoint, (Path.cwd(),)), label=checkpoint))
-    render.inspection(found, as_json=as_json, every_tensor=verbose)
+    opened = open_checkpoint(locate(checkpoint, (Path.cwd(),)), label=checkpoint)
+    summary = summarize_fisher(opened)
+    render.inspection(inspect_checkpoint(opened), summary, as_json=as_json, every_tensor=verbose)
 
 
 def schema() -> None:

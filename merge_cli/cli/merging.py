@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -59,7 +60,7 @@ def merge(
     from merge_cli.run import check_out
     from merge_cli.run import merge as run_merge
 
-    planned = _plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite)
+    planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite)
     check_out(planned, out, force=force)
     if not quiet:
         render.warnings(planned.warnings)
@@ -70,6 +71,8 @@ def merge(
         render.plan(planned, as_json=False, to_stderr=True)
     with showing(visible=not quiet and not as_json) as listener:
         report = run_merge(planned, out, force=force, sync=fsync, listener=listener)
+    if not quiet:
+        render.warnings(report.warnings[len(planned.warnings) :])
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     elif not quiet:
@@ -83,18 +86,29 @@ def plan(
     threads: Threads = None,
     device: Device = "auto",
     shard_size: ShardSize = "5GB",
+    measured: Annotated[
+        bool, typer.Option("--measure", help="Read the tensors too, and show the method's diagnostics.")
+    ] = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Check RECIPE and show what a merge would read, write and hold; reads no tensor data."""
     from merge_cli.cli import render
+    from merge_cli.cli.progress import showing
 
-    planned = _plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite=False)
+    planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite=False)
     render.warnings(planned.warnings)
-    render.plan(planned, as_json=as_json, every_tensor=verbose)
+    found = None
+    if measured:
+        from merge_cli.run import measure
+
+        with showing(visible=not as_json) as listener:
+            found = measure(planned, listener=listener).diagnosis
+        render.warnings(found.warnings)
+    render.plan(planned, as_json=as_json, every_tensor=verbose, found=found)
 
 
-def _plan(
+def make_plan(
     recipe: Path,
     overrides: list[str] | None,
     memory: str,
@@ -103,9 +117,12 @@ def _plan(
     shard_size: str,
     allow_nonfinite: bool,
 ) -> MergePlan:
+    """Load a recipe and plan it, from what the command line says."""
     from merge_cli.plan import build_plan
     from merge_cli.recipe import load_recipe
 
+    gc.freeze()
+    gc.enable()
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise RecipeError(f"--device {device}: expected auto, cpu or cuda[:N]")
     return build_plan(

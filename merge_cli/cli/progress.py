@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from merge_cli.stream.progress import Listener, Quiet
 
@@ -28,6 +28,20 @@ def showing(*, visible: bool) -> Iterator[Listener]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         yield _Bars(bars)
+
+
+@contextlib.contextmanager
+def counting(what: str, *, visible: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield a function that is told how many of how many examples are done, and draws that on a terminal."""
+    if not visible or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
 
 
 class _Bars:

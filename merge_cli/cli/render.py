@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import typer
@@ -13,9 +14,9 @@ from rich.table import Table
 
 from merge_cli.cli.example import example_recipe
 from merge_cli.methods import find_method, method_names
-from merge_cli.methods.contract import field_default, is_constant, is_per_model
+from merge_cli.methods.contract import Diagnosis, field_default, is_constant, is_per_model
 from merge_cli.plan import MergePlan
-from merge_cli.report import Inspection, MergeReport
+from merge_cli.report import Inspection, LayerSummary, MergeReport, MismatchReport
 from merge_cli.units import format_bytes, format_count, format_seconds
 
 _WIDE = 10_000
@@ -42,10 +43,18 @@ def warnings(lines: Sequence[str]) -> None:
         typer.echo(f"warning: {line}", err=True)
 
 
-def plan(planned: MergePlan, *, as_json: bool, every_tensor: bool = False, to_stderr: bool = False) -> None:
-    """Print what a merge would read, write and hold."""
+def plan(
+    planned: MergePlan,
+    *,
+    as_json: bool,
+    every_tensor: bool = False,
+    to_stderr: bool = False,
+    found: Diagnosis | None = None,
+) -> None:
+    """Print what a merge would read, write and hold, and what was found where it was measured."""
     if as_json:
-        typer.echo(json.dumps(_plan_json(planned)))
+        measured = {"diagnostics": dict(found.values), "predictions": list(found.warnings)} if found else {}
+        typer.echo(json.dumps(_plan_json(planned) | measured))
         return
     console = _console(to_stderr=to_stderr)
     inputs = _table("role", "checkpoint", "files", "size")
@@ -63,6 +72,8 @@ def plan(planned: MergePlan, *, as_json: bool, every_tensor: bool = False, to_st
     facts.add_row("hold", f"{format_bytes(planned.buffer_bytes)} of {format_bytes(planned.memory_bytes)} for buffers")
     facts.add_row("work", f"{planned.threads} thread(s), {planned.block_numel} elements per block, {planned.device}")
     console.print(facts)
+    if found is not None:
+        diagnostics(found.values)
     if every_tensor:
         tensors = _table("tensor", "dtype", "shape", "")
         for task in planned.tasks:
@@ -113,6 +124,14 @@ def report(done: MergeReport) -> None:
     )
     for what, count in done.counts.items():
         typer.echo(f"  {what.replace('_', ' ')}: {count} elements")
+    diagnostics(done.diagnostics)
+
+
+def diagnostics(values: Mapping[str, Any]) -> None:
+    """Print what a method says of its prospects."""
+    for what, value in values.items():
+        numbers = value if isinstance(value, list) else [value]
+        typer.echo(f"  {what.replace('_', ' ')}: {', '.join(f'{number:.4g}' for number in numbers)}")
 
 
 def methods(*, as_json: bool) -> None:
@@ -183,10 +202,11 @@ def _takes(schema: dict[str, Any]) -> str:
     return f"{kind} >= {low:g}" if low is not None else kind
 
 
-def inspection(found: Inspection, *, as_json: bool, every_tensor: bool) -> None:
-    """Print what is in a checkpoint."""
+def inspection(found: Inspection, summary: Mapping[str, LayerSummary], *, as_json: bool, every_tensor: bool) -> None:
+    """Print what is in a checkpoint, and the summary of a Fisher."""
     if as_json:
-        typer.echo(json.dumps(found.to_json()))
+        fisher = {"fisher": {layer: asdict(each) for layer, each in summary.items()}} if summary else {}
+        typer.echo(json.dumps(found.to_json() | fisher))
         return
     checkpoint, console = found.checkpoint, _console()
     facts = _table("", "")
@@ -199,10 +219,7 @@ def inspection(found: Inspection, *, as_json: bool, every_tensor: bool) -> None:
     for name, value in checkpoint.metadata.items():
         facts.add_row(name, value)
     console.print(facts)
-    layers = _table("layer", "parameters")
-    for layer, count in found.layers().items():
-        layers.add_row(layer, str(count))
-    console.print(layers)
+    console.print(_layers(found, summary))
     tensors = _table("tensor", "dtype", "shape", "layers")
     if every_tensor:
         for name, tensor in checkpoint.tensors.items():
@@ -212,3 +229,32 @@ def inspection(found: Inspection, *, as_json: bool, every_tensor: bool) -> None:
             span = f"{group.layers[0]} to {group.layers[-1]}" if len(group.layers) > 1 else ""
             tensors.add_row(group.name, group.dtype, " x ".join(map(str, group.shape)), span)
     console.print(tensors)
+
+
+def _layers(found: Inspection, summary: Mapping[str, LayerSummary]) -> Table:
+    if not summary:
+        layers = _table("layer", "parameters")
+        for layer, count in found.layers().items():
+            layers.add_row(layer, str(count))
+        return layers
+    layers = _table("layer", "parameters", "mean", "zeros", "largest")
+    for layer, each in summary.items():
+        layers.add_row(layer, str(each.numel), f"{each.mean:.3g}", f"{each.zeros:.1%}", f"{each.largest:.3g}")
+    return layers
+
+
+def mismatch(found: MismatchReport, *, as_json: bool) -> None:
+    """Print a forecast of gradient mismatch."""
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+        return
+    table = _table("layer", *(scheme.replace("_", " ") for scheme in found.total))
+    for layer, numbers in found.layers.items():
+        table.add_row(layer, *(f"{number:.4g}" for number in numbers.values()))
+    table.add_row("total", *(f"{number:.4g}" for number in found.total.values()))
+    _console().print(table)
+    if found.measured:
+        measured = _table("measured on data", "gradient mismatch")
+        for scheme, number in found.measured.items():
+            measured.add_row(scheme.replace("_", " "), f"{number:.4g}")
+        _console().print(measured)

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import weighted_sum
-from merge_cli.methods.contract import Block, Method, Need, Params, Weights, per_model, setting
+from merge_cli.kernels import exact_sums, grain_sums, weighted_sum
+from merge_cli.methods.contract import (
+    Block,
+    Diagnosis,
+    Extent,
+    Measure,
+    Measured,
+    Method,
+    Need,
+    Params,
+    Totals,
+    Weights,
+    per_model,
+    setting,
+)
+
+# Prior precision where the recipe gives none, relative to the mean of the base's curvature: results hardly change from
+# 1e-8 to 0.1 and get worse from 1 on.
+_RELATIVE_PRIOR = 0.01
 
 
 class GradientMatchingParams(Params):
     """Parameters of gradient_matching."""
 
     weight: Weights = per_model(1.0, description="weight α of the task; negative to remove it")
-    prior_precision: float = setting(
-        0.0, ge=0, description="prior precision δ, added to the base's curvature; on the scale of the summed loss"
+    prior_precision: Annotated[float, Field(ge=0)] | Literal["auto"] = setting(
+        "auto",
+        description="prior precision δ, added to the base's curvature, on the scale of the summed loss; auto: 0.01 "
+        "times the mean of H₀; without base_fisher the mean of all Hᵢ, so that H₀ is that constant",
+    )
+    curvature_floor: float = setting(
+        0.01, ge=0, description="least curvature of an element, relative to the mean of the model's curvature"
     )
     examples: tuple[float | None, ...] = per_model(
         None, constant=True, description="size N of the training set; default: what the Fisher file says"
@@ -27,37 +53,95 @@ class GradientMatchingParams(Params):
     curvature: Literal["sum", "mean"] = setting(
         "sum", description="H = N·F (the paper's), or H = F, which counts all data sets alike"
     )
-    anchor: Literal["base", "none", "measured"] = setting(
-        "base",
-        description="where fine-tuning stopped: held by the base's curvature (the paper's), at its own optimum, or "
-        "where the stored gradients say (gradient: beside each model)",
+    anchor: Literal["auto", "base", "none", "measured"] = setting(
+        "auto",
+        description="what held fine-tuning back: base, the base's curvature (the paper's); none, nothing, it converged; "
+        "measured, what the stored gradients say of each element (gradient: beside each model); auto, the share of "
+        "base that the gradients say, base without gradients",
     )
     kappa: float = setting(
         0.1, gt=0, le=1, description="least precision that removal may leave, relative to the base's curvature"
     )
+    box: bool = setting(
+        False,
+        description="keep every element between the smallest and the largest of zero and the weighted deltas' signs",
+    )
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What is the same for all elements.
+
+    Attributes:
+        prior: Prior precision δ.
+        floors: Least curvature of each model.
+        anchors: How much of the base's curvature held each model, k in [0, 1].
+        gratio: -<g, τ> / <τ, H₀ τ> of each model; empty where no gradients are stored.
+    """
+
+    prior: float
+    floors: tuple[float, ...]
+    anchors: tuple[float, ...]
+    gratio: tuple[float, ...] = ()
 
 
 def gradient_matching(block: Block, params: GradientMatchingParams) -> Tensor:
-    """Return θ₀ + sum_i α_i (H₀ + H_i) / (H₀ + sum_j α_j H_j) · (θ_i - θ₀)."""
-    prior = torch.full_like(block.base, params.prior_precision)
+    """Return θ₀ + sum_i α_i (k_i H₀ + H_i) / (H₀ + sum_j α_j H_j) · (θ_i - θ₀); k_i = 1 in the paper."""
+    scales = _with_merged(block.measured or _given_scales(params), block.posterior)
+    prior = torch.full_like(block.base, scales.prior)
     if block.has(Need.BASE_CURVATURE):
-        prior = prior + block.base_curvature
-    precision = _guarded(block, prior, prior + weighted_sum(block.curvature, params.weight), params)
-    pull = weighted_sum(_pull(block, prior, params.anchor), params.weight)
-    step = pull / precision
+        prior += block.base_curvature
+    curvature = torch.maximum(block.curvature, block.column(scales.floors))
+    precision = _guarded(block, prior, weighted_sum(curvature, params.weight).add_(prior), params)
+    target = weighted_sum(_pull(block, prior, curvature, scales, params), params.weight).div_(precision)
     if bool((precision <= 0).any()):
         # The limit δ -> 0: without any curvature the anchored rule is task arithmetic, and the others do not move.
-        limit = weighted_sum(block.deltas, params.weight) if params.anchor == "base" else torch.zeros_like(step)
-        step = torch.where(precision > 0, step, limit)
-    return step.add_(block.base)
+        limit = [weight * anchor for weight, anchor in zip(params.weight, scales.anchors, strict=True)]
+        target = torch.where(precision > 0, target, weighted_sum(block.deltas, limit))
+    step = _boxed(block.deltas * block.column(params.weight).sign(), target) if params.box else target
+    block.emit("precision", precision)
+    _account(block, prior, precision, target, step, params)
+    return step + block.base
 
 
-def _pull(block: Block, prior: Tensor, anchor: str) -> Tensor:
-    """Return what each model pulls with, H_i τ_i - g_i, shape ``(n, numel)``; anchored at the base g_i = -H₀ τ_i."""
-    if anchor == "base":
-        return (prior + block.curvature) * block.deltas
-    pull = block.curvature * block.deltas
-    return pull - block.gradients if anchor == "measured" else pull
+def _account(
+    block: Block, prior: Tensor, precision: Tensor, target: Tensor, step: Tensor, params: GradientMatchingParams
+) -> None:
+    """Sum up what the diagnosis and the forecast of gradient mismatch need.
+
+    The forecast of a merge m is ||H̄ (m - target)||², in the metric of 1 / H₀: to second order the gradient mismatch of
+    equation 10. For task arithmetic it is ||sum_i α_i H_i (θ_TA - θ_i)||² where experts are anchored at the base.
+    """
+    block.add("step", precision * step.square())
+    for i, delta in enumerate(block.deltas):
+        block.add(f"delta_{i}", precision * delta.square())
+    metric = precision.square() / torch.where(prior > 0, prior, precision.clamp(min=1e-30))
+    block.add("mismatch_gradient_matching", metric * (step - target).square())
+    mean = [1 / block.n] * block.n
+    for scheme, weights in (("task_arithmetic", params.weight), ("linear", mean)):
+        block.add(f"mismatch_{scheme}", metric * (weighted_sum(block.deltas, weights) - target).square())
+
+
+def _given_scales(params: GradientMatchingParams) -> Scales:
+    """Return the scales where nothing had to be measured."""
+    n = len(params.weight)
+    prior = 0.0 if params.prior_precision == "auto" else params.prior_precision
+    return Scales(prior, (0.0,) * n, (1.0 if params.anchor in ("base", "auto") else 0.0,) * n)
+
+
+def _with_merged(scales: Scales, posterior: tuple[bool, ...]) -> Scales:
+    """Anchor models that are merged ones fully: their precision holds all that was merged into them."""
+    if not any(posterior):
+        return scales
+    anchors = (1.0 if merged else k for merged, k in zip(posterior, scales.anchors, strict=True))
+    return replace(scales, anchors=tuple(anchors))
+
+
+def _pull(block: Block, prior: Tensor, curvature: Tensor, scales: Scales, params: GradientMatchingParams) -> Tensor:
+    """Return what each model pulls with, H_i τ_i - g_i, shape ``(n, numel)``; g_i = -k_i H₀ τ_i unless it is stored."""
+    if params.anchor == "measured":
+        return (curvature * block.deltas).sub_(block.gradients)
+    return (block.column(scales.anchors) * prior).add_(curvature).mul_(block.deltas)
 
 
 def _guarded(block: Block, prior: Tensor, precision: Tensor, params: GradientMatchingParams) -> Tensor:
@@ -71,13 +155,98 @@ def _guarded(block: Block, prior: Tensor, precision: Tensor, params: GradientMat
     return torch.maximum(precision, least)
 
 
+def _boxed(directed: Tensor, step: Tensor) -> Tensor:
+    """Clip a step to the box spanned by zero and the deltas, each taken in the direction of its weight."""
+    return torch.clamp(step, directed.amin(dim=0).clamp_(max=0), directed.amax(dim=0).clamp_(min=0))
+
+
+def _measure(params: GradientMatchingParams) -> Measure | None:
+    """Measure the means of the curvatures over the model, and how far the gradients show an anchor."""
+    if params.prior_precision != "auto" and params.curvature_floor == 0 and params.anchor != "auto":
+        return None
+
+    def start(totals: Totals, params: GradientMatchingParams) -> Totals:
+        return totals
+
+    def fold(_: Totals, sums: list[Tensor] | None, block: Block, params: GradientMatchingParams) -> list[Tensor]:
+        base = block.base_curvature if block.has(Need.BASE_CURVATURE) else torch.zeros_like(block.curvature[0])
+        rows = [base[None], block.curvature]
+        if block.has(Need.GRADIENTS):
+            squares = block.deltas.square()
+            rows += [block.gradients * block.deltas, squares * base, squares]
+        return [*(sums or ()), grain_sums(torch.cat(rows))]
+
+    def combine(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+        left.extend(right)
+        return left
+
+    def finish(totals: Any, sums: list[Tensor]) -> Measured:
+        return Measured(_scales(params, totals, exact_sums(sums)))
+
+    needs = {Need.CURVATURE, Need.BASE_CURVATURE}
+    if params.anchor == "auto":
+        needs |= {Need.GRADIENTS, Need.DELTAS}
+    return Measure(frozenset(needs), Extent.MODEL, start, fold, combine, finish)
+
+
+def _scales(params: GradientMatchingParams, totals: Totals, sums: list[float]) -> Scales:
+    """Turn sums over the model into scales."""
+    n = totals.n
+    base, own = sums[0] / totals.numel, [each / totals.numel for each in sums[1 : n + 1]]
+    prior = params.prior_precision
+    if prior == "auto":
+        prior = _RELATIVE_PRIOR * base if base > 0 else sum(own) / n
+    floors = tuple(params.curvature_floor * mean for mean in own)
+    given = _given_scales(params)
+    if params.anchor != "auto" or len(sums) == n + 1:
+        return Scales(prior, floors, given.anchors)
+    pulls, curved, squares = (sums[n * k + 1 : n * (k + 1) + 1] for k in (1, 2, 3))
+    held = [flat + prior * square for flat, square in zip(curved, squares, strict=True)]
+    gratio = tuple(-pull / below if below > 0 else 1.0 for pull, below in zip(pulls, held, strict=True))
+    return Scales(prior, floors, tuple(min(max(each, 0.0), 1.0) for each in gratio), gratio)
+
+
 def _needs(params: GradientMatchingParams, given: frozenset[Need]) -> frozenset[Need]:
     if Need.BASE_CURVATURE not in given and params.prior_precision == 0:
         raise ValueError(
             "gradient_matching needs base_fisher or prior_precision above 0: without either it is Fisher averaging"
         )
     gradients = {Need.GRADIENTS} if params.anchor == "measured" else set()
+    if params.anchor == "auto":
+        gradients = set(given & {Need.GRADIENTS})
     return frozenset({Need.BASE, Need.DELTAS, Need.CURVATURE} | gradients) | (given & {Need.BASE_CURVATURE})
+
+
+def _diagnose(sums: Mapping[str, float], measured: Scales | None, params: GradientMatchingParams) -> Diagnosis:
+    """Say what predicts failure: how far the step goes beyond the task vectors, and whether the anchor is right."""
+    scales = measured or _given_scales(params)
+    n = len(params.weight)
+    length = sum(sums.get(f"delta_{i}", 0.0) for i in range(n)) / n
+    extrapolation = sums.get("step", 0.0) / length if length > 0 else 0.0
+    forecast = math.sqrt(sums.get("mismatch_task_arithmetic", 0.0))
+    values: dict[str, Any] = {
+        "extrapolation": extrapolation,
+        "prior_precision": scales.prior,
+        "mismatch_of_task_arithmetic": forecast,
+    }
+    warnings: list[str] = []
+    if scales.gratio:
+        values |= {"gratio": list(scales.gratio), "anchors": list(scales.anchors)}
+    elif params.anchor == "auto":
+        warnings.append(
+            "no gradients are stored, so fine-tuning is taken as held back by the base's curvature; where it ran to "
+            "convergence that is wrong: store them (merge-cli fisher --gradient), or use anchor: none"
+        )
+    if extrapolation > 3:
+        warnings.append(
+            f"the merged model lies far beyond the task vectors (extrapolation {extrapolation:.1f}, up to 1.5 is fine, "
+            f"above 3 is bad): lower the weights towards {1 / n:.2g}, set box: true, or use task_arithmetic"
+        )
+    if n > 3 and sum(map(abs, params.weight)) > n / 2:
+        warnings.append(f"weights near 1 suit up to 3 models, here are {n}: 1/{n} each is the safer start")
+    if any(weight < -1 for weight in params.weight):
+        warnings.append("a removal with a weight beyond -1 is untested ground: -1 takes a task out once")
+    return Diagnosis(values, tuple(warnings))
 
 
 METHOD = Method(
@@ -87,5 +256,9 @@ METHOD = Method(
     summary="add or remove tasks so that the gradients of the merged model match those of joint training",
     equation="merged = θ₀ + Σ αᵢ (H₀ + Hᵢ) / (H₀ + Σ αⱼ Hⱼ) · (θᵢ − θ₀),  Hᵢ = Nᵢ Fᵢ,  H₀ = N₀ F₀ + δ",
     source="Daheim et al. 2024, arXiv 2310.12808, equation 12",
-    differs="the authors' code has one weight for all models and no guard; no other maintained tool has the method",
+    differs="the authors' code has one weight for all models, no floor and no guard, and takes every expert as "
+    "anchored at the base (anchor: base, curvature_floor: 0, prior_precision: 1e-12); no other maintained tool has it",
+    measure=_measure,
+    diagnose=_diagnose,
+    gives_precision=True,
 )

@@ -10,6 +10,7 @@ from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, StoredTensor,
 from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
+from merge_cli.plan.fishers import posterior_prior, stale_expert_warnings
 from merge_cli.plan.inputs import Inputs, open_inputs
 from merge_cli.plan.memory import Blocks, choose_blocks
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
@@ -63,15 +64,15 @@ def build_plan(
     scales, base_scale = _examples(recipe, inputs, next((task.params for task in merged), None))
     return MergePlan(
         recipe=recipe,
-        inputs=tuple(
-            PlannedInput(role, each.label, each.root, each.files, each.nbytes) for role, each in inputs.by_role()
-        ),
+        inputs=tuple(PlannedInput(role, each) for role, each in inputs.by_role()),
         needs=inputs.needs,
         steps=steps,
         tasks=tasks,
         layout=layout,
+        precision=_precision_layout(recipe, method, merged, shard_size),
         scales=scales,
         base_scale=base_scale,
+        posteriors=tuple(posterior_prior(fisher) for fisher in inputs.fishers),
         block_numel=blocks.numel,
         threads=blocks.threads,
         memory_bytes=memory,
@@ -85,15 +86,14 @@ def build_plan(
 
 
 def _needs(recipe: Recipe, method: Method, settings: Params) -> frozenset[Need]:
-    """Return what the method reads, given what the recipe names, and what the preparing steps add."""
-    given = frozenset({Need.BASE_FISHER, Need.BASE_CURVATURE} if recipe.base_fisher is not None else ())
+    """Return what the method reads, given what the recipe names."""
+    given = {Need.BASE_FISHER, Need.BASE_CURVATURE} if recipe.base_fisher is not None else set()
+    if all(entry.gradient is not None for entry in recipe.models if entry.model != recipe.base_model):
+        given.add(Need.GRADIENTS)
     try:
-        needs = method.needs(settings, given)
+        return method.needs(settings, frozenset(given))
     except ValueError as error:
         raise RecipeError(f"{recipe.origin.at('merge_method')}: {error}") from error
-    if recipe.prepare:
-        needs |= {Need.BASE, Need.DELTAS}
-    return needs
 
 
 def _layout(recipe: Recipe, inputs: Inputs, names: Names, shard_size: int) -> Layout:
@@ -110,6 +110,20 @@ def _layout(recipe: Recipe, inputs: Inputs, names: Names, shard_size: int) -> La
     if not names.order:
         raise RecipeError(f"{recipe.origin.at('exclude')}: nothing is left to write")
     return lay_out(entries(), shard_bytes=shard_size, metadata={"format": "pt"})
+
+
+def _precision_layout(recipe: Recipe, method: Method, merged: list[TensorTask], shard_size: int) -> Layout | None:
+    """Lay out the posterior precision: a float32 tensor for each that is merged."""
+    if not recipe.save_precision:
+        return None
+    if not method.gives_precision:
+        raise RecipeError(
+            f"{recipe.origin.at('save_precision')}: {recipe.merge_method} has no posterior precision",
+            hint="gradient_matching has one",
+        )
+    metadata = {"format": "pt", "kind": "precision", "reduction": "sum", "train_examples": "1"}
+    tensors = [(task.place.name, DType.F32, task.place.shape) for task in merged]
+    return lay_out(tensors, shard_bytes=shard_size, metadata=metadata)
 
 
 def _tasks(
@@ -187,7 +201,11 @@ def _examples(recipe: Recipe, inputs: Inputs, params: Params | None) -> tuple[tu
         return (1.0,) * len(inputs.models), 1.0
     given = getattr(params, "examples", (None,) * len(inputs.models))
     scales = tuple(
-        number if number is not None else _train_examples(recipe, fisher, "examples")
+        number
+        if number is not None
+        else 1.0
+        if posterior_prior(fisher) is not None
+        else _train_examples(recipe, fisher, "examples")
         for number, fisher in zip(given, inputs.fishers, strict=True)
     )
     if inputs.base_fisher is None:
@@ -221,23 +239,33 @@ def _warnings(recipe: Recipe, inputs: Inputs, names: Names, merged: list[TensorT
         if any(model.dtype.itemsize > task.place.dtype.itemsize for model in task.models)
     ]
     if narrowed and not (recipe.dtype or recipe.out_dtype):
-        dtype = inputs.reference.tensors[narrowed[0]].dtype.torch_name
         yield (
-            f"{listed(narrowed, most=3)}: models hold wider numbers than {inputs.reference.label}, whose {dtype} the "
+            f"{listed(narrowed, most=3)}: models hold wider numbers than {inputs.reference.label}, whose dtype the "
             "output has; give dtype to keep them"
         )
     if names.dropped:
         yield f"{names.dropped} tensors are left out, as the recipe says"
-    if recipe.base_model is not None and not inputs.uses_base:
+    yield from _unused(recipe, inputs)
+    yield from stale_expert_warnings(inputs)
+    if not inputs.reference.config:
+        yield f"{inputs.reference.label} has no config.json, so neither has the output; transformers will not load it"
+
+
+def _unused(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
+    """Name the inputs that the recipe gives and the method does not read."""
+    if inputs.base is not None and not inputs.uses_base and inputs.base not in inputs.models:
         yield (
             f"{recipe.merge_method} does not use the base's weights; {recipe.base_model} gives configuration and "
             "tokenizer"
         )
-    unused = [entry.model for entry in recipe.models if entry.fisher and not inputs.fishers]
-    if unused:
-        yield f"the Fishers of {listed(unused)} are not used by {recipe.merge_method}"
-    if not inputs.reference.config:
-        yield f"{inputs.reference.label} has no config.json, so neither has the output; transformers will not load it"
+    fishers = [entry.model for entry in recipe.models if entry.fisher and not inputs.fishers]
+    if fishers:
+        yield f"the Fishers of {listed(fishers)} are not used by {recipe.merge_method}"
+    gradients = [entry.model for entry in recipe.models if entry.gradient and not inputs.gradients]
+    if gradients:
+        yield f"the gradients of {listed(gradients)} are not used by {recipe.merge_method} with these parameters"
+    if recipe.base_fisher is not None and inputs.base_fisher is None:
+        yield f"base_fisher is not used by {recipe.merge_method} with these parameters"
 
 
 def input_roots(plan: MergePlan) -> tuple[Path, ...]:

@@ -104,6 +104,9 @@ def open_inputs(recipe: Recipe, method: Method, needs: frozenset[Need], files: F
         entry for entry in recipe.models if base is None or Need.BASE not in needs or not opener.same(entry.model, base)
     )
     _check_count(recipe, method, len(entries))
+    if recipe.prepare:
+        # The steps work on task vectors; a base that the method takes for a model stays one, of a zero task vector.
+        needs |= {Need.BASE, Need.DELTAS}
     fishers: tuple[Checkpoint, ...] = ()
     if needs & {Need.FISHER, Need.CURVATURE}:
         fishers = tuple(opener.open(_named(recipe, entry, "fisher")) for entry in entries)

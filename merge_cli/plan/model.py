@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merge_cli.checkpoint import DType, FileIdentity, Layout, StoredTensor
+from merge_cli.checkpoint import Checkpoint, DType, FileIdentity, Layout, StoredTensor
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Method, Need, Params, Step
 from merge_cli.recipe import Recipe
@@ -51,13 +51,30 @@ class TensorTask:
 
 @dataclass(frozen=True)
 class PlannedInput:
-    """One checkpoint that is read: its role, what the recipe calls it, where it is, and its files."""
+    """One checkpoint that is read, and its role: ``base``, ``model 0``, ``fisher 0``, ``base fisher``, ..."""
 
     role: str
-    label: str
-    root: Path
-    files: tuple[FileIdentity, ...]
-    nbytes: int
+    checkpoint: Checkpoint
+
+    @property
+    def label(self) -> str:
+        """What the recipe calls it."""
+        return self.checkpoint.label
+
+    @property
+    def root(self) -> Path:
+        """Where it is."""
+        return self.checkpoint.root
+
+    @property
+    def files(self) -> tuple[FileIdentity, ...]:
+        """Its weight files."""
+        return self.checkpoint.files
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data."""
+        return self.checkpoint.nbytes
 
 
 @dataclass(frozen=True)
@@ -71,8 +88,11 @@ class MergePlan:
         steps: The preparing steps in order, with their parameters.
         tasks: One per output tensor, in the order of the output.
         layout: The output's files.
+        precision: The files of the posterior precision, None where it is not written.
         scales: What each model's Fisher is multiplied with to give its curvature, the number of examples.
         base_scale: The same for the base's Fisher.
+        posteriors: For each model whose Fisher file is a posterior precision, the prior precision that is part of it;
+            None for the others.
         block_numel: Elements per block.
         threads: Worker threads.
         memory_bytes: Budget for all buffers together.
@@ -90,8 +110,10 @@ class MergePlan:
     steps: tuple[tuple[str, Params], ...]
     tasks: tuple[TensorTask, ...]
     layout: Layout
+    precision: Layout | None
     scales: tuple[float, ...]
     base_scale: float
+    posteriors: tuple[float | None, ...]
     block_numel: int
     threads: int
     memory_bytes: int
@@ -135,15 +157,21 @@ class MergePlan:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that decides the output's bytes; threads, memory, device and paths do not."""
+        every = dict.fromkeys(file for each in self.inputs for file in each.files)
+        number = {file.path: i for i, file in enumerate(every)}
         content = {
             "method": [self.recipe.merge_method, self.method.version],
             "steps": [[name, params.model_dump(), find_step(name).version] for name, params in self.steps],
             "seed": self.recipe.seed,
-            "scales": [self.scales, self.base_scale],
-            "inputs": [[file.size, file.mtime_ns, file.sha256] for each in self.inputs for file in each.files],
+            "scales": [self.scales, self.base_scale, self.posteriors],
+            "inputs": [[file.size, file.mtime_ns, file.sha256] for file in every],
             "shards": [hashlib.sha256(shard.header).hexdigest() for shard in self.layout.shards],
             "tasks": [
-                [task.place.name, task.params.model_dump() if task.params else None, len(task.sources)]
+                [
+                    task.place.name,
+                    task.params.model_dump() if task.params else None,
+                    [[number[source.file], source.offset] for source in task.sources],
+                ]
                 for task in self.tasks
             ],
         }

@@ -58,15 +58,14 @@ def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
                 copied[name] = found
                 if exclusion.source is not None:
                     heads[source.label] = source
-            elif exclusion.source is not None or name in inputs.models[0].tensors:
+            else:
                 raise _no_source(recipe, exclusion, name, source, inputs)
     _check_fit(parts, merged)
-    for name in [name for name in merged if not _held(inputs.reference, name).dtype.is_float]:
-        copied[name] = _held(inputs.reference, name)
-        merged.remove(name)
-    order = tuple(name for name in names if name in copied or name in set(merged))
+    copied |= {name: held for name in merged if not (held := _held(inputs.reference, name)).dtype.is_float}
+    averaged = frozenset(merged) - copied.keys()
+    order = tuple(name for name in names if name in copied or name in averaged)
     head = next(iter(heads.values())) if len(heads) == 1 else None
-    return Names(frozenset(merged), copied, order, dropped, head)
+    return Names(averaged, copied, order, dropped, head)
 
 
 def _source(recipe: Recipe, inputs: Inputs, exclusion: Exclusion) -> Checkpoint:
@@ -138,8 +137,8 @@ def _shape(tensor: StoredTensor) -> str:
 
 def _exclusion_hint(names: list[str]) -> str:
     """Suggest patterns that cover the names, one per module."""
-    modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
-    patterns = [f"'{module}.*'" if module else f"'{name}'" for module, name in zip(modules, names, strict=False)]
+    parts = ((name, name.rpartition(".")[0]) for name in names)
+    patterns = list(dict.fromkeys(f"'{module}.*'" if module else f"'{name}'" for name, module in parts))
     if any("embed" in name or "lm_head" in name or "wte" in name for name in names):
         return (
             "the vocabularies differ, or one model has its own head; leave tensors unmerged with "

@@ -69,12 +69,20 @@ class ParameterLookup:
         if not is_per_model(field):
             found = self._shared(key, name, t)
             if found is None and field.is_required():
-                raise RecipeError(
-                    f"{self._recipe.origin.at('merge_method')}: {self._recipe.merge_method} needs {key}",
-                    hint=f"add `parameters: {{{key}: ...}}`",
-                )
+                raise self._missing(key, name)
             return _UNSET if found is None else found
         return tuple(self._of_model(key, field, entry, name, t) for entry in self._entries)
+
+    def _missing(self, key: str, name: str) -> RecipeError:
+        method, origin = self._recipe.merge_method, self._recipe.origin
+        if key in self._recipe.parameters:
+            return RecipeError(
+                f"{origin.at('parameters', key)}: {method} needs {key} for {name}, which no filter matches",
+                hint="end it with an entry that has a value and no filter",
+            )
+        return RecipeError(
+            f"{origin.at('merge_method')}: {method} needs {key}", hint=f"add `parameters: {{{key}: ...}}`"
+        )
 
     def _of_model(self, key: str, field: FieldInfo, entry: ModelEntry, name: str, t: float) -> Any:
         own = resolve(entry.parameters[key], name, t) if key in entry.parameters else None
@@ -84,7 +92,8 @@ class ParameterLookup:
         extra = field.json_schema_extra
         if field_default(field) is None and isinstance(extra, dict) and extra.get("required"):
             place = self._recipe.origin.at("models", self._recipe.models.index(entry))
-            for_tensor = f" for {name}, which none of its filters match" if key in entry.parameters else ""
+            given = key in entry.parameters or key in self._recipe.parameters
+            for_tensor = f" for {name}, which no filter matches" if given else ""
             raise RecipeError(
                 f"{place}: {self._recipe.merge_method} needs {key} of {entry.model}{for_tensor}",
                 hint=f"add `parameters: {{{key}: ...}}` to the model, or to the recipe for all models",

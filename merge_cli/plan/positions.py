@@ -1,8 +1,8 @@
 """Where a tensor stands among the layers, read off its name.
 
 A layer is the first number between dots in a tensor's name (``model.layers.3.mlp...``); tensors that share what stands
-before it form a stack. A stack counts as the model's layers where its height is one that the configuration names;
-otherwise it is some numbered list of modules, such as a classifier's.
+before it form a stack. A stack counts as the model's layers where none is missing and its height is one that the
+configuration names; otherwise it is some numbered list of modules, such as a classifier's.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ def layer_positions(names: Iterable[str], config: Mapping[str, Any]) -> dict[str
         config: The model's configuration; where it names no number of layers that fits, every stack counts.
     """
     found = {name: match for name in names if (match := _NUMBERED.match(name))}
-    heights: dict[str, int] = {}
+    layers: dict[str, set[int]] = {}
     for match in found.values():
-        heights[match[1]] = max(heights.get(match[1], 0), int(match[2]) + 1)
+        layers.setdefault(match[1], set()).add(int(match[2]))
+    heights = {stack: max(numbers) + 1 for stack, numbers in layers.items()}
     named = _layer_counts(config)
-    stacks = {stack for stack, height in heights.items() if height in named} or set(heights)
+    stacks = {stack for stack, height in heights.items() if height == len(layers[stack]) and height in named}
+    stacks = stacks or set(heights)
     return {name: _position(int(match[2]), heights[match[1]]) for name, match in found.items() if match[1] in stacks}
 
 

@@ -1,7 +1,8 @@
 """YAML text as plain data, with the line of everything, and without what YAML can do to a reader.
 
 Aliases may make a small text denote a huge document, so what is built is bounded. Only plain values are made: a tag
-that asks for an object is an error. Numbers follow YAML 1.1 (``1e-8`` arrives as text; the reader of values mends that).
+that asks for an object is an error. Numbers follow YAML 1.1 (``1e-8`` arrives as text; the reader of values mends
+that).
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ class Document:
     Attributes:
         data: Mappings, lists and scalars.
         lines: Line (from 1) of every place, a place being the keys and indices that lead to it.
-        anchored: Top-level keys whose value carries an anchor: they may exist for that alone.
+        anchored: Top-level keys in whose value an anchor stands: they may exist for that alone.
+        repeated: Top-level keys that stand more than once, each time for an anchor -> line of the second.
     """
 
     data: Any
     lines: dict[Place, int]
     anchored: frozenset[str]
+    repeated: dict[str, int]
 
 
 def parse_yaml(text: str, name: str) -> Document:
@@ -45,7 +48,10 @@ def parse_yaml(text: str, name: str) -> Document:
     Raises:
         RecipeError: If the text is not one document of plain values.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text, name)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name} is not valid YAML: {str(error).splitlines()[0]}") from error
     try:
         node = loader.get_single_node()
         builder = _Builder(loader, name)
@@ -58,11 +64,13 @@ def parse_yaml(text: str, name: str) -> Document:
         raise _invalid(error, name) from error
     except yaml.MarkedYAMLError as error:
         raise _invalid(error, name) from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except yaml.YAMLError as error:
         raise RecipeError(f"{name} is not valid YAML: {str(error)[:200]}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{name} is nested too deeply, or refers to itself") from error
     finally:
         loader.dispose()
-    return Document(data, builder.lines, frozenset(builder.anchored))
+    return Document(data, builder.lines, frozenset(loader.holders), loader.repeated)
 
 
 def _invalid(error: yaml.MarkedYAMLError, name: str) -> RecipeError:
@@ -72,19 +80,56 @@ def _invalid(error: yaml.MarkedYAMLError, name: str) -> RecipeError:
 
 
 class _Loader(yaml.SafeLoader):
-    """Remembers which nodes carry an anchor."""
+    """Remembers which top-level keys hold an anchor; refuses keys that stand twice, and merges that explode."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
-        self.with_anchor: set[int] = set()
+        self.name = name
+        self.holders: set[str] = set()
+        self.repeated: dict[str, int] = {}
+        self._holding: set[int] = set()
+        self._anchors = 0
+        self._depth = 0
+        self._flattened = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        before = self._anchors
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        anchored = not isinstance(event, yaml.AliasEvent) and getattr(event, "anchor", None) is not None
+        if not isinstance(event, yaml.AliasEvent) and getattr(event, "anchor", None) is not None:
+            self._anchors += 1
         node: yaml.Node | None = super().compose_node(parent, index)
-        if anchored:
-            self.with_anchor.add(id(node))
+        top = self._depth == 1 and isinstance(parent, yaml.MappingNode) and isinstance(index, yaml.ScalarNode)
+        if top and self._anchors > before:
+            self._holding.add(id(index))
+            self.holders.add(index.value)
         return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        self._depth += 1
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        self._depth -= 1
+        # Here, because merging what `<<` names puts keys beside each other that override one another.
+        found: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE_TAG:
+                continue
+            if key.value in found:
+                line = key.start_mark.line + 1
+                if self._depth or id(key) not in self._holding:
+                    raise RecipeError(f"{self.name}:{line}: '{key.value}' stands twice")
+                self.repeated.setdefault(key.value, line)
+            found.add(key.value)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        self._flattened += len(node.value)
+        if self._flattened > _MOST_NODES:
+            raise _too_large(self.name)
+
+
+def _too_large(name: str) -> RecipeError:
+    return RecipeError(f"{name} denotes more than {_MOST_NODES} values; its aliases multiply each other")
 
 
 @dataclass
@@ -94,13 +139,12 @@ class _Builder:
     loader: _Loader
     name: str
     lines: dict[Place, int] = field(default_factory=dict)
-    anchored: set[str] = field(default_factory=set)
     built: int = 0
 
     def build(self, node: yaml.Node, place: Place) -> Any:
         self.built += 1
         if self.built > _MOST_NODES:
-            raise RecipeError(f"{self.name} denotes more than {_MOST_NODES} values; its aliases multiply each other")
+            raise _too_large(self.name)
         self.lines.setdefault(place, node.start_mark.line + 1)
         if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
             raise RecipeError(f"{self.name}:{node.start_mark.line + 1}: the tag {node.tag} is not a plain value")
@@ -108,28 +152,26 @@ class _Builder:
             return self._mapping(node, place)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*place, i)) for i, item in enumerate(node.value)]
-        return self.loader.construct_object(node, deep=True)
+        return self._scalar(node)
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        try:
+            return self.loader.construct_object(node, deep=True)
+        except yaml.YAMLError:
+            raise
+        # A tag that does not suit its text makes PyYAML raise whatever it stumbles over: KeyError, IndexError, ...
+        except Exception as error:
+            what = f"{str(node.value)[:40]!r} is no value of type {node.tag.rpartition(':')[2]}"
+            raise RecipeError(f"{self.name}:{node.start_mark.line + 1}: {what}") from error
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
-        merged = [key for key, _ in node.value if key.tag == _MERGE_TAG]
         self.loader.flatten_mapping(node)
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = self.loader.construct_object(key_node, deep=True)
+            key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                raise RecipeError(f"{self.name}:{key_node.start_mark.line + 1}: the key {key!r} is not text")
-            anchored = id(value_node) in self.loader.with_anchor
-            if key in found and not merged and not (anchored and not place):
-                raise RecipeError(f"{self.name}:{key_node.start_mark.line + 1}: '{key}' stands twice")
-            if not place and (anchored or self._holds_anchor(value_node)):
-                self.anchored.add(key)
+                what = f"'{key_node.value}'" if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                raise RecipeError(f"{self.name}:{key_node.start_mark.line + 1}: the key {what} is not text")
             found[key] = self.build(value_node, (*place, key))
             self.lines[(*place, key)] = key_node.start_mark.line + 1
         return found
-
-    def _holds_anchor(self, node: yaml.Node) -> bool:
-        if id(node) in self.loader.with_anchor:
-            return True
-        if isinstance(node, yaml.MappingNode):
-            return any(self._holds_anchor(value) for _, value in node.value)
-        return isinstance(node, yaml.SequenceNode) and any(self._holds_anchor(item) for item in node.value)

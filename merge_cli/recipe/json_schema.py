@@ -15,9 +15,12 @@ def recipe_json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "merge-cli recipe"
     schema["properties"]["merge_method"]["enum"] = list(method_names())
-    parameters = {"type": "object", "properties": _parameters(), "description": "parameters of the method"}
-    schema["properties"]["parameters"] = parameters
-    schema["$defs"]["ModelEntry"]["properties"]["parameters"] = parameters
+    schema["$defs"]["Value"] = VALUE_SCHEMA
+    schema["$defs"]["Parameters"] = {"type": ["object", "null"], "properties": _parameters()}
+    for holder in (schema, schema["$defs"]["ModelEntry"]):
+        said = holder["properties"]["parameters"]["description"]
+        holder["properties"]["parameters"] = {"$ref": "#/$defs/Parameters", "description": said}
+    schema["properties"]["exclude"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Exclusion"}]}
     steps = {name: find_step(name).params.model_json_schema() for name in step_names()}
     schema["properties"]["prepare"] |= {"properties": steps, "additionalProperties": False}
     return schema
@@ -31,6 +34,9 @@ def _parameters() -> dict[str, Any]:
             said = meanings.setdefault(field.alias or field_name, {})
             said.setdefault(field.description or "", []).append(name)
     return {
-        name: VALUE_SCHEMA | {"description": "; ".join(f"{', '.join(users)}: {text}" for text, users in said.items())}
+        name: {
+            "$ref": "#/$defs/Value",
+            "description": "; ".join(f"{', '.join(users)}: {text}" for text, users in said.items()),
+        }
         for name, said in sorted(meanings.items())
     }

@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from merge_cli.checkpoint import parse_float_dtype
 from merge_cli.errors import RecipeError, did_you_mean
 from merge_cli.methods import find_method, find_step, method_names, step_names
-from merge_cli.methods.contract import Method
-from merge_cli.recipe.document import parse_yaml
+from merge_cli.methods.contract import Method, is_per_model
+from merge_cli.recipe.document import Document, Place, parse_yaml
 from merge_cli.recipe.schema import Exclusion, ModelEntry, Origin, Recipe
 
 _MOST_BYTES = 10_000_000
@@ -43,6 +42,14 @@ _ELSEWHERE = frozenset(
         *("nuslerp_flatten", "nuslerp_row_wise", "normalize_weights", "embed_slerp"),
     }
 )
+# What pydantic says in the terms of Python, in those of YAML.
+_EXPECTED = {
+    "tuple_type": "a list",
+    "too_short": "a list of at least one",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "string_type": "text",
+}
 
 
 def load_recipe(source: Path | str, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -84,12 +91,18 @@ def parse_recipe(
     origin = Origin(name, text, folder or Path.cwd(), tuple(overrides), document.lines)
     _refuse_dtype(data, origin)
     _refuse_unsupported(data, origin)
+    warnings = list(_check_holders(data, document, origin))
     data = {key: value for key, value in data.items() if key in _keys(Recipe) or key not in document.anchored}
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise _explained(error, origin) from error
-    warnings = list(_check_parameters(recipe, find_method(recipe.merge_method), origin))
+    try:
+        method = find_method(recipe.merge_method)
+    except RecipeError as error:
+        what = error.message.removeprefix("merge_method: ")
+        raise RecipeError(f"{origin.at('merge_method')}: {what}", hint=error.hint) from error
+    warnings += _check_parameters(recipe, method, origin)
     _check_prepare(recipe, origin)
     return recipe.with_origin(replace(origin, warnings=tuple(warnings)))
 
@@ -97,11 +110,11 @@ def parse_recipe(
 def _apply(data: dict[str, Any], override: str) -> None:
     """Change one value of a recipe's data in place."""
     place, equals, text = override.partition("=")
-    if not equals or not place:
+    if not equals or not all(place.split(".")):
         raise RecipeError(f"--set {override}: expected place=value, such as models.0.parameters.weight=0.3")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text, "the value").data
+    except RecipeError as error:
         raise RecipeError(f"--set {override}: '{text}' is not a YAML value") from error
     *parents, last = place.split(".")
     at: Any = data
@@ -126,9 +139,23 @@ def _child(at: Any, key: str, override: str) -> Any:
 
 
 def _position(items: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(items):
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(items):
         raise RecipeError(f"--set {override}: '{key}' is not a position in a list of {len(items)}, 0 first")
     return int(key)
+
+
+def _check_holders(data: dict[str, Any], document: Document, origin: Origin) -> Iterator[str]:
+    """Refuse a recipe's key that stands twice; yield a warning where what only holds anchors may be a slip of the pen.
+
+    Published recipes define anchors under top-level keys of their own, often under the same key again and again.
+    """
+    for key, line in document.repeated.items():
+        if key in _keys(Recipe) or key in _NOT_YET:
+            raise RecipeError(f"{origin.name}:{line}: '{key}' stands twice")
+    for key in data:
+        guess = did_you_mean(key, _keys(Recipe))
+        if key in document.anchored and key not in _keys(Recipe) and guess:
+            yield f"{origin.at(key)}: there is no such key, so it counts for its anchors only; {guess}"
 
 
 def _refuse_dtype(data: dict[str, Any], origin: Origin) -> None:
@@ -151,7 +178,7 @@ def _refuse_unsupported(data: dict[str, Any], origin: Origin) -> None:
     lines += [
         f"{origin.at(*place)}: a model with a LoRA adapter ('{name}') is not supported yet"
         for place, name in adapters
-        if not (origin.folder / name).exists()
+        if not any((folder / name).exists() for folder in (origin.folder, Path.cwd()))
     ]
     if lines:
         raise RecipeError(
@@ -175,14 +202,22 @@ def _explained(error: ValidationError, origin: Origin) -> RecipeError:
     """Turn pydantic's findings into one error, each finding on a line with its place."""
     lines: list[str] = []
     known: list[str] = []
-    for finding in error.errors():
+    findings = error.errors()
+    for finding in findings:
         place = tuple(part for part in finding["loc"] if isinstance(part, int) or not part.startswith("function-"))
+        inside = any(other["loc"][: len(finding["loc"])] == finding["loc"] for other in findings if other != finding)
+        # A list whose items are wrong is also said to be too short, for want of items that are right.
+        if finding["type"] == "too_short" and inside:
+            continue
         what = finding["msg"].removeprefix("Value error, ")
         if finding["type"] == "extra_forbidden":
             parts: dict[str, type[BaseModel]] = {"models": ModelEntry, "exclude": Exclusion}
             known = _keys(parts.get(str(place[0]), Recipe) if len(place) > 1 else Recipe)
             guess = did_you_mean(str(place[-1]), known)
             what = f"there is no such key here{'; ' + guess if guess else ''}"
+        elif finding["type"] in _EXPECTED:
+            given = "nothing" if finding["input"] is None else repr(str(finding["input"])[:40])
+            what = f"expected {_EXPECTED[finding['type']]}, got {given}"
         elif finding["type"] == "missing":
             what = "is missing"
         lines.append(f"{origin.at(*place)}: {what}")
@@ -190,22 +225,25 @@ def _explained(error: ValidationError, origin: Origin) -> RecipeError:
 
 
 def _check_parameters(recipe: Recipe, method: Method, origin: Origin) -> Iterator[str]:
-    """Refuse parameters that no method has; yield a warning for each that only others have."""
-    own = set(_keys(method.params))
+    """Refuse parameters that no method has; yield a warning for each that is not used where it stands."""
+    fields = {field.alias or name: field for name, field in method.params.model_fields.items()}
     others = {key for name in method_names() for key in _keys(find_method(name).params)} | _ELSEWHERE
-    places: list[tuple[tuple[str | int, ...], Iterable[str]]] = [(("parameters",), recipe.parameters)]
+    places: list[tuple[Place, Iterable[str]]] = [(("parameters",), recipe.parameters)]
     places += [(("models", i, "parameters"), entry.parameters) for i, entry in enumerate(recipe.models)]
     for place, names in places:
         for name in names:
-            if name in own:
+            at = origin.at(*place, name)
+            if name in fields:
+                if len(place) > 1 and not is_per_model(fields[name]):
+                    yield f"{at}: {name} counts for all models, so only in the recipe's parameters; it is not used here"
                 continue
             if name not in others:
-                guess = did_you_mean(name, own)
+                guess = did_you_mean(name, fields)
                 raise RecipeError(
-                    f"{origin.at(*place, name)}: {recipe.merge_method} has no such parameter",
-                    hint=f"{guess + ' ' if guess else ''}{recipe.merge_method} takes {', '.join(sorted(own))}",
+                    f"{at}: {recipe.merge_method} has no such parameter",
+                    hint=f"{guess + ' ' if guess else ''}{recipe.merge_method} takes {', '.join(sorted(fields))}",
                 )
-            yield f"{origin.at(*place, name)}: {recipe.merge_method} has no such parameter; it is not used"
+            yield f"{at}: {recipe.merge_method} has no such parameter; it is not used"
 
 
 def _check_prepare(recipe: Recipe, origin: Origin) -> None:

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
 
 from merge_cli.checkpoint import parse_float_dtype
 from merge_cli.recipe.document import Place
@@ -21,8 +30,8 @@ def _reference(raw: Any) -> Any:
             raise ValueError(
                 "expected a path or hub id, or {model: {path: ..., revision: ...}}; adapters are not supported yet"
             )
-        inner = raw["model"]
-        raw = inner.get("path") if inner.get("revision") is None else f"{inner.get('path')}@{inner['revision']}"
+        path, revision = raw["model"].get("path"), raw["model"].get("revision")
+        raw = f"{path}@{revision}" if isinstance(path, str) and revision is not None else path
     if not isinstance(raw, str) or not raw.strip():
         raise ValueError(f"expected a path or hub id, got {raw!r}")
     return raw.strip()
@@ -32,7 +41,22 @@ def _dtype(name: str) -> str:
     return parse_float_dtype(name).torch_name
 
 
-Reference = Annotated[str, BeforeValidator(_reference)]
+_LONG_FORM = {
+    "type": "object",
+    "properties": {
+        "model": {
+            "type": "object",
+            "properties": {"path": {"type": "string"}, "revision": {"type": ["string", "null"]}},
+            "required": ["path"],
+            "additionalProperties": False,
+        }
+    },
+    "required": ["model"],
+    "additionalProperties": False,
+}
+Reference = Annotated[
+    str, BeforeValidator(_reference), WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, _LONG_FORM]})
+]
 DTypeName = Annotated[str, AfterValidator(_dtype)]
 Parameters = Annotated[dict[str, Value], BeforeValidator(lambda raw: {} if raw is None else raw)]
 
@@ -112,6 +136,9 @@ class Recipe(_Part):
     )
     dtype: DTypeName | None = Field(None, description="dtype of the output where out_dtype is not given")
     out_dtype: DTypeName | None = Field(None, description="dtype of the output; default: the base's own")
+    save_precision: bool = Field(
+        False, description="write the merged model's posterior precision to OUT/precision (gradient_matching)"
+    )
     seed: int = Field(0, ge=0, description="seed of the random masks")
     name: str | None = Field(None, description="what to call the recipe; not used")
     _origin: Origin = PrivateAttr(default_factory=Origin)

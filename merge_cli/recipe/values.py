@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 Scalar = float | bool | str
 Gradient = tuple[float, ...]
@@ -40,7 +40,7 @@ def parse_value(raw: Any) -> Scalar | Gradient | Choice:
 
 def _case(raw: dict[str, Any]) -> tuple[str | None, Scalar | Gradient]:
     if "value" not in raw or not set(raw) <= {"filter", "value"}:
-        raise ValueError(f"expected an entry with filter and value, got {sorted(raw)}")
+        raise ValueError(f"expected an entry with filter and value, got {list(raw)}")
     value = parse_value(raw["value"])
     if isinstance(value, Choice):
         raise ValueError("a filter's value is a number or a list of numbers, not another choice")
@@ -66,9 +66,21 @@ def _number(raw: Any) -> float:
             number = float(raw)
         except ValueError:
             raise ValueError(f"expected a number, got '{raw}'") from None
+        except OverflowError:
+            number = math.inf
         if math.isfinite(number):
             return number
-    raise ValueError(f"expected a finite number, got {raw!r}")
+    raise ValueError(f"expected a finite number, got {str(raw)[:40]}")
+
+
+def plain_value(value: Scalar | Gradient | Choice) -> Any:
+    """Return a value as YAML gives it; the inverse of :func:`parse_value`."""
+    if isinstance(value, Choice):
+        return [
+            {"value": plain_value(case)} if part is None else {"filter": part, "value": plain_value(case)}
+            for part, case in value.cases
+        ]
+    return list(value) if isinstance(value, tuple) else value
 
 
 def resolve(value: Scalar | Gradient | Choice, name: str, t: float) -> Scalar | None:
@@ -108,6 +120,11 @@ _CASE = {
     "required": ["value"],
     "additionalProperties": False,
 }
-VALUE_SCHEMA: dict[str, Any] = {"anyOf": [*_PLAIN["anyOf"], {"type": "array", "items": _CASE}, _CASE]}
+VALUE_SCHEMA: dict[str, Any] = {"anyOf": [*_PLAIN["anyOf"], {"type": "array", "items": _CASE, "minItems": 1}, _CASE]}
 
-Value = Annotated[Scalar | Gradient | Choice, BeforeValidator(parse_value), WithJsonSchema(VALUE_SCHEMA)]
+Value = Annotated[
+    Scalar | Gradient | Choice,
+    BeforeValidator(parse_value),
+    PlainSerializer(plain_value),
+    WithJsonSchema(VALUE_SCHEMA),
+]

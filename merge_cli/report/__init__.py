@@ -1,8 +1,21 @@
 """What happened and what is there, as data; rendered as text, Markdown and JSON."""
 
 from merge_cli.report.card import model_card
+from merge_cli.report.fisher_summary import LayerSummary, summarize_fisher
 from merge_cli.report.inspection import Inspection, inspect_checkpoint
 from merge_cli.report.manifest import manifest, sha256_lines
+from merge_cli.report.mismatch import MismatchReport, mismatch_report
 from merge_cli.report.model import MergeReport
 
-__all__ = ["Inspection", "MergeReport", "inspect_checkpoint", "manifest", "model_card", "sha256_lines"]
+__all__ = [
+    "Inspection",
+    "LayerSummary",
+    "MergeReport",
+    "MismatchReport",
+    "inspect_checkpoint",
+    "manifest",
+    "mismatch_report",
+    "model_card",
+    "sha256_lines",
+    "summarize_fisher",
+]

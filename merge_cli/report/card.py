@@ -58,8 +58,16 @@ def model_card(plan: MergePlan, name: str, *, tool: str) -> str:
         plan.recipe.origin.text.strip() or _as_yaml(plan),
         "```",
         "",
+        *_overrides(plan),
     ]
     return "\n".join(lines)
+
+
+def _overrides(plan: MergePlan) -> list[str]:
+    """Say what differs from the recipe as it stands above."""
+    if not plan.recipe.origin.overrides:
+        return []
+    return ["Changed with `--set`:", "", *(f"- `{override}`" for override in plan.recipe.origin.overrides), ""]
 
 
 def _as_yaml(plan: MergePlan) -> str:

@@ -44,10 +44,8 @@ class Inspection:
         """Return elements per layer (``model.layers.0``), tensors outside of layers under their first name."""
         found: dict[str, int] = {}
         for name, tensor in self.checkpoint.tensors.items():
-            match = _LAYER.match(name)
-            key = match[1] + match[2] if match else name.rpartition(".")[0] or name
-            found[key] = found.get(key, 0) + tensor.numel
-        return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+            found[layer_of(name)] = found.get(layer_of(name), 0) + tensor.numel
+        return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
 
     def groups(self) -> Iterator[Group]:
         """Yield the tensors, those that repeat in every layer once."""
@@ -58,7 +56,7 @@ class Inspection:
             found.setdefault((pattern, tensor.dtype.torch_name, tensor.shape), []).extend(
                 [int(match[2])] if match else []
             )
-        for (pattern, dtype, shape), layers in sorted(found.items(), key=lambda item: _natural(item[0][0])):
+        for (pattern, dtype, shape), layers in sorted(found.items(), key=lambda item: natural_key(item[0][0])):
             yield Group(pattern, dtype, shape, tuple(sorted(layers)))
 
     def to_json(self) -> dict[str, Any]:
@@ -86,6 +84,12 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     return Inspection(checkpoint)
 
 
-def _natural(name: str) -> list[tuple[int, int | str]]:
+def layer_of(name: str) -> str:
+    """Return a tensor's layer (``model.layers.0``), or the module it is in where it is outside of layers."""
+    match = _LAYER.match(name)
+    return match[1] + match[2] if match else name.rpartition(".")[0] or name
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Order numbers within names by value."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
 from merge_cli.recipe import Recipe
 
 MANIFEST_FILE = "merge_manifest.json"
 DIGEST_FILE = "SHA256SUMS"
+PRECISION_FOLDER = "precision"
 _FORMAT = 1
 
 
-def manifest(plan: MergePlan, counts: Mapping[str, int], digests: Mapping[str, str], *, tool: str) -> dict[str, Any]:
+def manifest(
+    plan: MergePlan, counts: Mapping[str, int], diagnosis: Diagnosis, digests: Mapping[str, str], *, tool: str
+) -> dict[str, Any]:
     """Return the manifest as plain data; inputs are named as the recipe names them, never by absolute paths.
 
     Args:
         plan: What was done.
         counts: What the method counted.
+        diagnosis: What the method says of its prospects.
         digests: File name -> SHA-256 of the output's weight files.
         tool: Name and version of this program.
     """
@@ -49,7 +54,8 @@ def manifest(plan: MergePlan, counts: Mapping[str, int], digests: Mapping[str, s
             "copied": [task.place.name for task in plan.tasks if task.copied is not None],
         },
         "counts": dict(counts),
-        "warnings": list(plan.warnings),
+        "diagnostics": dict(diagnosis.values),
+        "warnings": [*plan.warnings, *diagnosis.warnings],
         "files": dict(digests),
     }
 

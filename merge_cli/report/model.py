@@ -24,6 +24,7 @@ class MergeReport:
         device: What it ran on.
         threads: Worker threads.
         counts: What the method counted, such as ``clipped`` elements.
+        diagnostics: What the method says of its prospects, such as ``extrapolation``.
         warnings: What a user should know.
         files: Name -> SHA-256 of each weight file.
     """
@@ -40,6 +41,7 @@ class MergeReport:
     device: str
     threads: int
     counts: Mapping[str, int]
+    diagnostics: Mapping[str, Any]
     warnings: tuple[str, ...]
     files: Mapping[str, str]
 

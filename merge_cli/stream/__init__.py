@@ -1,7 +1,18 @@
 """Blocks through a method: the only package that knows threads and devices."""
 
 from merge_cli.stream.digests import sha256_of_files
-from merge_cli.stream.engine import StreamResult, stream
+from merge_cli.stream.engine import StreamResult, choose_device, stream
+from merge_cli.stream.fishers import check_fishers
 from merge_cli.stream.progress import Listener, Quiet
+from merge_cli.stream.worker import Discard
 
-__all__ = ["Listener", "Quiet", "StreamResult", "sha256_of_files", "stream"]
+__all__ = [
+    "Discard",
+    "Listener",
+    "Quiet",
+    "StreamResult",
+    "check_fishers",
+    "choose_device",
+    "sha256_of_files",
+    "stream",
+]

@@ -8,10 +8,10 @@ from pathlib import Path
 from merge_cli.checkpoint.files import reading
 
 
-def sha256_of_files(paths: Sequence[Path], *, threads: int) -> dict[str, str]:
-    """Return name -> SHA-256 in hexadecimal, in the order of ``paths``; hashlib releases the lock, so threads help."""
+def sha256_of_files(folder: Path, names: Sequence[str], *, threads: int) -> dict[str, str]:
+    """Return name -> SHA-256 in hexadecimal, in the order given; hashlib releases the lock, so threads help."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return dict(zip((path.name for path in paths), pool.map(_sha256, paths), strict=True))
+        return dict(zip(names, pool.map(_sha256, [folder / name for name in names]), strict=True))
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ tensors come first, one pass over the inputs per round.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,15 +17,15 @@ from typing import Any
 
 import torch
 
-from merge_cli.checkpoint import Reader, ShardWriter
+from merge_cli.checkpoint import Reader
 from merge_cli.errors import RecipeError
-from merge_cli.methods.contract import Extent, Measure, Measured, Totals
+from merge_cli.methods.contract import Diagnosis, Extent, Measure, Measured, Totals
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.allocator import keep_large_buffers
 from merge_cli.stream.pool import Job, Pool
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.stages import Chain
-from merge_cli.stream.worker import Worker
+from merge_cli.stream.worker import Sink, Worker
 
 _BLOCKS_PER_RANGE = 16
 _SAMPLE_RUN = 1024
@@ -35,14 +36,37 @@ _Jobs = Iterable[Job[Worker]]
 
 @dataclass(frozen=True)
 class StreamResult:
-    """What happened on the way: how often what a method counts occurred, and on which device it ran."""
+    """What happened on the way.
+
+    Attributes:
+        counts: How often what the method counts occurred.
+        device: What it ran on.
+        sums: Tensor -> what the method summed over it.
+        diagnosis: What the method makes of the sums.
+    """
 
     counts: dict[str, int]
     device: str
+    sums: dict[str, dict[str, float]]
+    diagnosis: Diagnosis
 
 
-def stream(plan: MergePlan, writer: ShardWriter, reader: Reader, listener: Listener | None = None) -> StreamResult:
+def stream(
+    plan: MergePlan,
+    writer: Sink,
+    reader: Reader,
+    listener: Listener | None = None,
+    *,
+    precision_writer: Sink | None = None,
+) -> StreamResult:
     """Compute every tensor of the plan and write it.
+
+    Args:
+        plan: The plan.
+        writer: Where the output goes.
+        reader: Where the inputs come from.
+        listener: Is told how the work goes.
+        precision_writer: Where the posterior precision goes, if anywhere.
 
     Raises:
         CheckpointError: If an input cannot be read or is not finite.
@@ -51,10 +75,32 @@ def stream(plan: MergePlan, writer: ShardWriter, reader: Reader, listener: Liste
     """
     keep_large_buffers()
     device = choose_device(plan.device)
-    workers = [Worker(plan, reader, writer, device) for _ in range(plan.threads)]
-    _Engine(plan, Pool(workers), listener or Quiet(), Chain(plan, {}, {})).run()
+    workers = [Worker(plan, reader, writer, device, precision_writer) for _ in range(plan.threads)]
+    chain = Chain(plan, {}, {})
+    _Engine(plan, Pool(workers), listener or Quiet(), chain).run()
     counts: Counter[str] = sum((worker.counts for worker in workers), Counter())
-    return StreamResult(dict(sorted(counts.items())), str(device))
+    sums = _added_up(workers)
+    return StreamResult(dict(sorted(counts.items())), str(device), sums, _diagnosis(chain, sums))
+
+
+def _added_up(workers: Sequence[Worker]) -> dict[str, dict[str, float]]:
+    """Add up what the method summed over each tensor, exactly, so that threads do not change it."""
+    names = sorted({name for worker in workers for name, sums in worker.sums.items() if sums})
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        each = [worker.sums.get(name, {}) for worker in workers]
+        keys = dict.fromkeys(key for sums in each for key in sums)
+        found[name] = {key: math.fsum(x for sums in each for x in sums.get(key, ())) for key in keys}
+    return found
+
+
+def _diagnosis(chain: Chain, sums: Mapping[str, Mapping[str, float]]) -> Diagnosis:
+    first = next(iter(chain.plan.merged), None)
+    if first is None:
+        return Diagnosis({})
+    keys = dict.fromkeys(key for each in sums.values() for key in each)
+    totals = {key: math.fsum(each.get(key, 0.0) for each in sums.values()) for key in keys}
+    return chain.plan.method.diagnose(totals, chain.whole.get(chain.method_stage), first.params)
 
 
 def choose_device(name: str) -> torch.device:
@@ -144,8 +190,8 @@ class _Engine:
     ) -> _Jobs:
         """Return the jobs of the first round of a measure over some tensors; ``then`` is given its value."""
         filled = [task for task in tasks if task.place.numel]
-        measure = self.chain.measure(stage, tasks[0])
-        if measure is None or not filled:
+        measure = self.chain.measure(stage, filled[0]) if filled else None
+        if measure is None:
             return ()
         totals = Totals(len(tasks[0].models), sum(task.place.numel for task in filled))
         state = measure.start(totals, self.chain.params(stage, tasks[0]))
@@ -171,6 +217,8 @@ class _Engine:
             for start, count in self.blocks(span):
                 block = self.chain.block(worker, task, start, count, self.chain.method_stage, measured, needs)
                 nbytes = worker.write(method.merge(block, task.params), task, start)
+                if "precision" in block.emitted:
+                    worker.write_precision(block.emitted["precision"], task, start)
                 self.listener.advance(task.place.name, nbytes)
             return ()
 
@@ -206,7 +254,7 @@ class _Round:
 
     def _job(self, task: TensorTask, blocks: Sequence[_Range]) -> Job[Worker]:
         def fold(worker: Worker) -> _Jobs:
-            chain, needs = self.engine.chain, self.measure.needs
+            chain, needs = self.engine.chain, self.measure.needs & self.engine.plan.needs
             params = chain.params(self.stage, task)
             part: Any = None
             for start, count in blocks:

@@ -105,4 +105,5 @@ class Chain:
         name, seed = task.place.name, self.plan.recipe.seed
         keys = tuple(make_key(seed, stage, model, name) for model in range(len(task.models)))
         value = self.whole.get(stage, self.single.get((stage, name), measured.get(stage)))
-        return Block(inputs, Masks(keys, start), value, worker.counts)
+        posterior = tuple(prior is not None for prior in self.plan.posteriors)
+        return Block(inputs, Masks(keys, start), value, posterior, worker.counts, worker.sums.setdefault(name, {}))

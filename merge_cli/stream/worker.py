@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import DType, Reader, ShardWriter, StoredTensor, to_torch
+from merge_cli.checkpoint import DType, Reader, StoredTensor, to_torch
 from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 
 _WIDEST = 8
+
+
+class Sink(Protocol):
+    """Where results go: :class:`~merge_cli.checkpoint.ShardWriter`, or nowhere."""
+
+    def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
+        """Take the bytes of a tensor from element ``start``."""
+
+
+class Discard:
+    """Takes results and keeps nothing, for runs that only measure."""
+
+    def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
+        """Do nothing."""
 
 
 @dataclass
@@ -27,9 +43,11 @@ class Worker:
 
     plan: MergePlan
     reader: Reader
-    writer: ShardWriter
+    writer: Sink
     device: torch.device
+    precision_writer: Sink | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    sums: dict[str, dict[str, array[float]]] = field(default_factory=dict)
     _rows: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,14 +86,6 @@ class Worker:
     def _load_fishers(self, task: TensorTask, start: int, count: int, needs: frozenset[Need]) -> dict[Need, Tensor]:
         """Read Fishers; this is the one place where a mean Fisher becomes a curvature, H = N·F."""
         inputs: dict[Need, Tensor] = {}
-        if needs & {Need.FISHER, Need.CURVATURE}:
-            fishers = self._load_rows("fisher", task.fishers, start, count)
-            _check_not_negative(fishers, task.fishers)
-            if Need.FISHER in needs:
-                inputs[Need.FISHER] = fishers
-            if Need.CURVATURE in needs:
-                scales = torch.tensor(self.plan.scales, dtype=torch.float32, device=self.device)[:, None]
-                inputs[Need.CURVATURE] = fishers * scales if Need.FISHER in needs else fishers.mul_(scales)
         if needs & {Need.BASE_FISHER, Need.BASE_CURVATURE}:
             assert task.base_fisher is not None
             fisher = self._load_rows("base_fisher", [task.base_fisher], start, count)
@@ -84,7 +94,25 @@ class Worker:
                 inputs[Need.BASE_FISHER] = fisher[0]
             if Need.BASE_CURVATURE in needs:
                 inputs[Need.BASE_CURVATURE] = fisher[0] * self.plan.base_scale
+        if needs & {Need.FISHER, Need.CURVATURE}:
+            fishers = self._load_rows("fisher", task.fishers, start, count)
+            _check_not_negative(fishers, task.fishers)
+            if Need.FISHER in needs:
+                inputs[Need.FISHER] = fishers
+            if Need.CURVATURE in needs:
+                scales = torch.tensor(self.plan.scales, dtype=torch.float32, device=self.device)[:, None]
+                curvature = fishers * scales if Need.FISHER in needs else fishers.mul_(scales)
+                inputs[Need.CURVATURE] = self._less_prior(curvature, inputs.get(Need.BASE_CURVATURE))
         return inputs
+
+    def _less_prior(self, curvature: Tensor, base: Tensor | None) -> Tensor:
+        """Take from each posterior precision what is the base's, so that the curvature of what was merged is left."""
+        for row, prior in zip(curvature, self.plan.posteriors, strict=False):
+            if prior is not None:
+                row.sub_(prior)
+                if base is not None:
+                    row.sub_(base)
+        return curvature
 
     def _load_rows(self, name: str, tensors: Sequence[StoredTensor], start: int, count: int) -> Tensor:
         """Read one run of each tensor into the rows of a float32 buffer, shape ``(len(tensors), count)``."""
@@ -94,7 +122,7 @@ class Worker:
         for row, tensor in zip(rows, tensors, strict=True):
             if tensor.dtype is DType.F32 and row.device.type == "cpu":
                 # Already as it is wanted: read in place.
-                self.reader.read_into(memoryview(row.numpy()).cast("B"), tensor, start)  # type: ignore[arg-type]
+                self.reader.read_into(memoryview(row.numpy()).cast("B"), tensor, start)
             else:
                 row.copy_(self.read(tensor, start, count))
             if not math.isfinite(row.sum().item()):
@@ -106,6 +134,13 @@ class Worker:
         nbytes = count * tensor.dtype.itemsize
         self.reader.read_into(self._view_in[:nbytes], tensor, start)
         return self._raw_in[:nbytes].view(to_torch(tensor.dtype))
+
+    def write_precision(self, precision: Tensor, task: TensorTask, start: int) -> None:
+        """Write a run of the posterior precision."""
+        if self.precision_writer is not None and self.plan.precision is not None:
+            row = precision.to("cpu", torch.float32).contiguous()
+            place = self.plan.precision.places[task.place.name]
+            self.precision_writer.write(memoryview(row.numpy()).cast("B"), place, start)  # type: ignore[arg-type]
 
     def _check_finite(self, row: Tensor, tensor: StoredTensor) -> None:
         """The sum of a row was not finite: find out whether its elements are, or only their sum overflows."""

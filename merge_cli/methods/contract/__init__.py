@@ -2,7 +2,7 @@
 
 from merge_cli.methods.contract.block import Block, Masks, Need
 from merge_cli.methods.contract.measure import Extent, Measure, Measured, Totals
-from merge_cli.methods.contract.method import Method, Scope, Step
+from merge_cli.methods.contract.method import Diagnosis, Method, Scope, Step
 from merge_cli.methods.contract.params import (
     Density,
     Params,
@@ -18,6 +18,7 @@ from merge_cli.methods.contract.params import (
 __all__ = [
     "Block",
     "Density",
+    "Diagnosis",
     "Extent",
     "Masks",
     "Measure",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge_cli.kernels import Key, keep_mask
+from merge_cli.kernels import Key, grain_sums, keep_mask
 
 
 class Need(StrEnum):
@@ -45,13 +46,19 @@ class Block:
         inputs: What was declared: rows ``(n, numel)`` for what each model has, ``(numel,)`` for what the base has.
         masks: For :meth:`keep_mask`.
         measured: What the method's measure found, None where it has none.
+        posterior: Which models are merged ones whose curvature comes from a posterior precision; empty for none.
         counts: What :meth:`count` collected.
+        sums: What :meth:`add` collected.
+        emitted: What :meth:`emit` was given.
     """
 
     inputs: Mapping[Need, Tensor]
     masks: Masks
     measured: Any = None
+    posterior: tuple[bool, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
+    sums: dict[str, array[float]] = field(default_factory=dict)
+    emitted: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def models(self) -> Tensor:
@@ -127,6 +134,14 @@ class Block:
     def count(self, what: str, where: Tensor) -> None:
         """Add the number of true elements to a count that the report shows."""
         self.counts[what] += int(where.sum())
+
+    def add(self, what: str, values: Tensor) -> None:
+        """Add values of shape ``(numel,)`` to a sum over the whole model, for the method's diagnosis."""
+        self.sums.setdefault(what, array("d")).extend(grain_sums(values[None])[0].tolist())
+
+    def emit(self, what: str, values: Tensor) -> None:
+        """Give a second result of shape ``(numel,)``; it is written where the recipe asks for it."""
+        self.emitted[what] = values
 
     def _input(self, need: Need) -> Tensor:
         try:

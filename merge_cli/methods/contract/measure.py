@@ -44,7 +44,7 @@ class Measure:
     matter), so that neither the cut into blocks nor threads change the result. It may reuse its first argument.
 
     Attributes:
-        needs: What ``fold`` reads of a block.
+        needs: What ``fold`` reads of a block, where the method needs it too.
         over: One tensor, or all tensors together.
         start: ``(totals, params) -> state`` of the first round, or :class:`Measured` where no round is needed.
         fold: ``(state, part, block, params) -> part``: adds what one block contributes; ``part`` is None at first, and

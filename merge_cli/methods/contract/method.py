@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -12,6 +12,14 @@ from torch import Tensor
 from merge_cli.methods.contract.block import Block, Need
 from merge_cli.methods.contract.measure import Measure
 from merge_cli.methods.contract.params import Params
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What a merge tells about its own prospects: numbers by name, and warnings in plain words."""
+
+    values: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 class Scope(StrEnum):
@@ -30,6 +38,10 @@ def _never(_: Any) -> bool:
     return False
 
 
+def _nothing(sums: Mapping[str, float], measured: Any, params: Any) -> Diagnosis:
+    return Diagnosis({})
+
+
 @dataclass(frozen=True)
 class Method:
     """A merge method.
@@ -46,6 +58,9 @@ class Method:
         scope: What a block must hold at least.
         measure: ``params -> Measure``, None where the parameters given need none.
         copies: ``params -> bool``: whether the result is the only model itself, so that its bytes can be copied.
+        diagnose: ``(sums, measured, params) -> Diagnosis``: reads what :meth:`Block.add` summed, what the method's
+            measure over the model found, and the parameters of one tensor.
+        gives_precision: Whether it emits the merged model's posterior precision under ``precision``.
         version: Raised whenever results change, so that no interrupted merge continues under another definition.
     """
 
@@ -60,6 +75,8 @@ class Method:
     scope: Scope = Scope.ELEMENT
     measure: Callable[[Any], Measure | None] = _no_measure
     copies: Callable[[Any], bool] = _never
+    diagnose: Callable[[Mapping[str, float], Any, Any], Diagnosis] = _nothing
+    gives_precision: bool = False
     version: int = 1
 
 

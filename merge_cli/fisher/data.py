@@ -1,0 +1,152 @@
+"""Rows of data, from a file, a folder or the hub, in a fixed order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merge_cli.errors import CheckpointError, RecipeError, did_you_mean, listed
+
+_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+# A stream is shuffled through a buffer of this many rows.
+_SHUFFLE_BUFFER = 10_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from.
+
+    Attributes:
+        name: A file (json, jsonl, csv, tsv, parquet, txt), a folder of such files or of images, a folder written by
+            ``save_to_disk``, or a hub id.
+        subset: Configuration of a hub data set, or None.
+        split: Which part; None for ``train``, or the only one.
+        shuffle: Whether to shuffle by ``seed``; data that is sorted by class gives a biased estimate.
+        seed: Of the shuffle.
+    """
+
+    name: str
+    subset: str | None = None
+    split: str | None = None
+    shuffle: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Opened data.
+
+    Attributes:
+        columns: Their names.
+        count: How many rows there are; None where a stream does not say.
+        data: The data set; iterating gives dictionaries, each time the same ones in the same order.
+    """
+
+    columns: tuple[str, ...]
+    count: int | None
+    data: Any
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self.data)
+
+
+def open_rows(source: Source) -> Rows:
+    """Open the data and shuffle it.
+
+    Raises:
+        RecipeError: If the ``datasets`` library is missing or the source is of no known kind.
+        CheckpointError: If the data cannot be read or is empty.
+    """
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise RecipeError("reading data needs the datasets library", hint="pip install datasets") from error
+    path = Path(source.name).expanduser()
+    try:
+        data = _open_local(datasets, path, source) if path.exists() else _open_hub(datasets, source)
+    except StopIteration:
+        # What the library raises for an empty file.
+        data = []
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{source.name}: the data cannot be read: {first_line[:200]}") from error
+    if next(iter(data), None) is None:
+        raise CheckpointError(f"{source.name} has no rows", hint="give a file with data, or another split")
+    count = len(data) if isinstance(data, datasets.Dataset) else _promised_count(data)
+    columns = tuple(data.column_names or next(iter(data)).keys())
+    if source.shuffle:
+        streamed = not isinstance(data, datasets.Dataset)
+        data = data.shuffle(seed=source.seed, buffer_size=_SHUFFLE_BUFFER) if streamed else data.shuffle(source.seed)
+    return Rows(columns, count, data)
+
+
+def _open_local(datasets: Any, path: Path, source: Source) -> Any:
+    """Open a file or folder; its rows stay on disk, memory-mapped, so that they can be counted and shuffled in full."""
+    if path.is_file():
+        kind = _FORMATS.get(path.suffix.lower())
+        if kind is None:
+            raise RecipeError(f"{path} is of no known kind; expected one of {', '.join(_FORMATS)}")
+        options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
+        return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+    if (path / "dataset_dict.json").is_file():
+        return _choose_split(datasets.load_from_disk(str(path)), source)
+    if (path / "state.json").is_file():
+        return datasets.load_from_disk(str(path))
+    suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
+    if suffixes & _IMAGES:
+        return _choose_split(datasets.load_dataset("imagefolder", data_dir=str(path)), source)
+    kinds = {_FORMATS[suffix] for suffix in suffixes if suffix in _FORMATS}
+    if len(kinds) != 1:
+        raise RecipeError(f"{path} holds {'no data' if not kinds else 'data of several kinds'}; name one file of it")
+    return _choose_split(datasets.load_dataset(kinds.pop(), data_dir=str(path)), source)
+
+
+def _open_hub(datasets: Any, source: Source) -> Any:
+    if source.name.startswith((".", "/", "~")) or source.name.count("/") > 1:
+        raise CheckpointError(f"'{source.name}' does not exist")
+    return datasets.load_dataset(source.name, source.subset, split=source.split or "train", streaming=True)
+
+
+def _choose_split(splits: Mapping[str, Any], source: Source) -> Any:
+    wanted = source.split or ("train" if "train" in splits or len(splits) > 1 else next(iter(splits)))
+    if wanted not in splits:
+        raise RecipeError(f"{source.name} has no split '{wanted}'; there are {listed(splits)}")
+    return splits[wanted]
+
+
+def _promised_count(stream: Any) -> int | None:
+    splits = getattr(stream.info, "splits", None) or {}
+    found = splits.get(str(stream.split)) if stream.split is not None else None
+    return found.num_examples if found is not None else None
+
+
+def find_column(
+    columns: Sequence[str], given: str | None, usual: Sequence[str], *, what: str, required: bool
+) -> str | None:
+    """Choose a column: the one given, else the first of the usual names that exists.
+
+    Raises:
+        RecipeError: If the given one does not exist, or a required one is not found.
+    """
+    if given is not None:
+        if given not in columns:
+            raise RecipeError(
+                f"--{what}-column: the data has no column '{given}'",
+                hint=did_you_mean(given, columns) or f"there are {listed(columns)}",
+            )
+        return given
+    found = next((name for name in usual if name in columns), None)
+    if found is None and required:
+        raise RecipeError(
+            f"no column holds the {what}: the data has {listed(columns)}", hint=f"name it with --{what}-column"
+        )
+    return found
+
+
+def first_rows(rows: Rows, limit: int | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Number the rows in order, at most ``limit`` of them."""
+    return enumerate(itertools.islice(rows, limit))

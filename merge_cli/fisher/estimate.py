@@ -1,0 +1,91 @@
+"""Measure a Fisher diagonal and write it as a checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from merge_cli.checkpoint import Staging, check_replaceable, locate, open_checkpoint
+from merge_cli.fisher.data import open_rows
+from merge_cli.fisher.encoding import make_encoder
+from merge_cli.fisher.modelling import guess_task, load_model
+from merge_cli.fisher.running import MeasuringRun
+from merge_cli.fisher.settings import FisherSettings, Progress
+from merge_cli.fisher.storage import float_layout, write_layout
+
+
+@dataclass(frozen=True)
+class FisherReport:
+    """What was measured.
+
+    Attributes:
+        out: The folder written.
+        metadata: As stored in its files.
+        ways: How many parameters had their gradients found in which way.
+        unusable: Why rows were left out -> how many.
+        unmeasured: Tensors of the checkpoint that the Fisher lacks: no parameters of the model, or not asked for.
+    """
+
+    out: Path
+    metadata: dict[str, str]
+    ways: dict[str, int]
+    unusable: dict[str, int]
+    unmeasured: tuple[str, ...]
+
+
+def estimate_fisher(
+    settings: FisherSettings, out: Path, *, force: bool = False, sync: bool = True, progress: Progress | None = None
+) -> FisherReport:
+    """Measure the mean squared per-example gradient of every parameter and write it to ``out``.
+
+    With ``gradient`` the sum gradient goes to ``out/gradient``. What was saved on the way lies in ``out.measuring``
+    until the end; the same settings continue from there and give the same bytes.
+
+    Args:
+        settings: What to measure.
+        out: Folder to make.
+        force: Whether a checkpoint that is there may be replaced.
+        sync: Whether to return only when the output is on the device.
+        progress: Called with the number of examples done and to do.
+
+    Raises:
+        RecipeError: If the settings contradict each other, the model or the data.
+        CheckpointError: If the model or the data cannot be used.
+        ResourceError: If the disk is full.
+    """
+    check_replaceable(out, force=force)
+    settings.check()
+    checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
+    task = settings.task or guess_task(checkpoint)
+    loaded = load_model(checkpoint, task, dtype=settings.dtype, device=torch.device(settings.device))
+    rows = open_rows(settings.source)
+    encode = make_encoder(
+        task, loaded.tools, loaded.model.config, settings.columns, rows.columns,
+        max_length=settings.max_length, seed=settings.seed,
+    )  # fmt: skip
+    run = MeasuringRun(settings, checkpoint, loaded, rows, encode, out.with_name(out.name + ".measuring"), progress)
+    run.measure()
+    metadata = run.metadata()
+    _write(run, out, metadata, force=force, sync=sync)
+    shutil.rmtree(run.folder, ignore_errors=True)
+    unmeasured = tuple(name for name in checkpoint.tensors if name not in run.shapes)
+    return FisherReport(out, metadata, run.ways, dict(run.tally.unusable), unmeasured)
+
+
+def _write(run: MeasuringRun, out: Path, metadata: dict[str, str], *, force: bool, sync: bool) -> None:
+    examples = int(metadata["examples"])
+    staging = Staging(out, force=force)
+    with staging.open() as folder:
+        layout = float_layout(run.shapes.items(), metadata)
+        write_layout(folder, layout, lambda name: run.find("fisher", name), scale=1 / examples, sync=sync)
+        if run.settings.gradient:
+            inside = folder / "gradient"
+            inside.mkdir()
+            layout = float_layout(run.shapes.items(), {**metadata, "kind": "gradient", "reduction": "sum"})
+            # The sum over the training set, of which the examples are a sample.
+            scale = float(metadata["train_examples"]) / examples
+            write_layout(inside, layout, lambda name: run.find("gradient", name), scale=scale, sync=sync)
+        staging.commit(sync=sync)

@@ -1,0 +1,166 @@
+"""A transformers model and what belongs to it, loaded for measuring; its parameters under their names in the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge_cli.checkpoint import Checkpoint, parse_float_dtype, to_torch
+from merge_cli.errors import CheckpointError, RecipeError, listed
+from merge_cli.fisher.losses import Task
+
+_AUTO_CLASSES = {
+    Task.CAUSAL_LM: "AutoModelForCausalLM",
+    Task.MASKED_LM: "AutoModelForMaskedLM",
+    Task.SEQUENCE_CLASSIFICATION: "AutoModelForSequenceClassification",
+    Task.TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
+    Task.SEQ2SEQ_LM: "AutoModelForSeq2SeqLM",
+    Task.IMAGE_CLASSIFICATION: "AutoModelForImageClassification",
+}
+_ENDINGS = {
+    "ForCausalLM": Task.CAUSAL_LM,
+    "LMHeadModel": Task.CAUSAL_LM,
+    "ForMaskedLM": Task.MASKED_LM,
+    "ForSequenceClassification": Task.SEQUENCE_CLASSIFICATION,
+    "ForTokenClassification": Task.TOKEN_CLASSIFICATION,
+    "ForConditionalGeneration": Task.SEQ2SEQ_LM,
+    "ForImageClassification": Task.IMAGE_CLASSIFICATION,
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode, and its tokenizer or image processor."""
+
+    model: Any
+    tools: Any
+    task: Task
+
+
+def guess_task(checkpoint: Checkpoint) -> Task:
+    """Tell the task from the architecture that ``config.json`` names.
+
+    Raises:
+        RecipeError: If it names none that is known.
+    """
+    architectures = checkpoint.config.get("architectures") or []
+    for architecture in architectures:
+        for ending, task in _ENDINGS.items():
+            if str(architecture).endswith(ending):
+                return task
+    said = f"its architecture is {listed(map(str, architectures))}" if architectures else "it names no architecture"
+    raise RecipeError(f"{checkpoint.label}: {said}, which does not tell the task", hint=f"give --task: {listed(Task)}")
+
+
+def load_model(checkpoint: Checkpoint, task: Task, *, dtype: str, device: torch.device) -> Loaded:
+    """Load the model for a task, with its tokenizer or image processor.
+
+    Raises:
+        RecipeError: If transformers is missing or the dtype is unknown.
+        CheckpointError: If transformers cannot load it, or it lacks weights that the task needs.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise RecipeError("measuring a Fisher needs transformers", hint="pip install transformers") from error
+    try:
+        wanted = to_torch(parse_float_dtype(dtype))
+    except ValueError as error:
+        raise RecipeError(f"--dtype: {error}") from error
+    auto: Any = getattr(transformers, _AUTO_CLASSES[task])
+    images = task is Task.IMAGE_CLASSIFICATION
+    tools_class: Any = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
+    try:
+        model, info = auto.from_pretrained(str(checkpoint.root), dtype=wanted, output_loading_info=True)
+        tools = tools_class.from_pretrained(str(checkpoint.root)) if not images or _has_processor(checkpoint) else None
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{checkpoint.label}: transformers cannot load it for {task}: {first_line[:200]}"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.label} has no {listed(missing)}, which {task} needs; they would be random",
+            hint="choose the --task that the model was trained for",
+        )
+    model.config.use_cache = False
+    return Loaded(model.eval().to(device), tools, task)
+
+
+def empty_model(checkpoint: Checkpoint) -> Any:
+    """Return the model that the checkpoint's configuration describes, without numbers.
+
+    Raises:
+        RecipeError: If transformers is missing.
+        CheckpointError: If transformers does not know the architecture.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise RecipeError("naming the parameters needs transformers", hint="pip install transformers") from error
+    auto: Any = getattr(transformers, _AUTO_CLASSES[guess_task(checkpoint)])
+    try:
+        with torch.device("meta"):
+            return auto.from_config(transformers.AutoConfig.from_pretrained(str(checkpoint.root)))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint.label}: {str(error).splitlines()[0][:200]}") from error
+
+
+def _has_processor(checkpoint: Checkpoint) -> bool:
+    return (checkpoint.root / "preprocessor_config.json").is_file()
+
+
+class StoredNames:
+    """Maps a model's parameters to the tensors of its files, which may have other names, or be parts of one.
+
+    Args:
+        model: As loaded.
+        checkpoint: What it was loaded from.
+    """
+
+    def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
+        self._model = model
+        self._checkpoint = checkpoint
+        self._prefix = str(getattr(model, "base_model_prefix", "")) + "."
+        aliases: dict[Tensor, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            aliases.setdefault(parameter, []).append(name)
+        self._aliases = {names[0]: names for names in aliases.values()}
+
+    def stored(self, name: str, values: Tensor) -> dict[str, Tensor]:
+        """Return values of a parameter's shape the way the files hold it: under each of its names, in its parts.
+
+        Args:
+            name: First name of the parameter in the model.
+            values: Of its shape; may be on the meta device, to learn the names alone.
+        """
+        found: dict[str, Tensor] = {}
+        for alias in self._aliases[name]:
+            for other, part in _reverted(self._model, alias, values).items():
+                for candidate in self._candidates(other):
+                    place = self._checkpoint.tensors.get(self._checkpoint.tied.get(candidate, candidate))
+                    if place is not None and place.shape == tuple(part.shape):
+                        found[place.name] = part
+                        break
+        return found
+
+    def _candidates(self, name: str) -> Iterator[str]:
+        """Names that the same tensor has in files of the base model alone, and in very old files."""
+        for candidate in (name, self._prefix + name, name.removeprefix(self._prefix)):
+            yield candidate
+            yield candidate.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+def _reverted(model: Any, name: str, values: Tensor) -> Mapping[str, Tensor]:
+    """Undo what transformers 5 does to names and tensors when it loads a model; renaming, splitting, transposing."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return {name: values}
+    reverted: Mapping[str, Tensor] = revert_weight_conversion(model, {name: values})
+    return reverted

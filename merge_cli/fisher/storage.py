@@ -1,0 +1,118 @@
+"""Tensors to and from files in the writer's format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge_cli.checkpoint import (
+    DType,
+    Files,
+    Layout,
+    Reader,
+    ShardWriter,
+    StoredTensor,
+    lay_out,
+    open_checkpoint,
+    to_torch,
+)
+from merge_cli.checkpoint.files import writing
+
+SHARD_BYTES = 5_000_000_000
+# Elements that are scaled and written at a time.
+_BLOCK_NUMEL = 2**22
+
+
+def float_layout(shapes: Iterable[tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> Layout:
+    """Lay out float32 tensors of these names and shapes, in this order."""
+    return lay_out([(name, DType.F32, shape) for name, shape in shapes], shard_bytes=SHARD_BYTES, metadata=metadata)
+
+
+def write_layout(folder: Path, layout: Layout, find: Callable[[str], Tensor], *, scale: float, sync: bool) -> None:
+    """Write every tensor of a layout times ``scale``, and the index where there are several files.
+
+    Args:
+        folder: Where to.
+        layout: Names and places.
+        find: Gives the tensor of a name, in its shape, on any device, in any order of memory.
+        scale: Factor.
+        sync: Whether to return only when all of it is on the device.
+    """
+    with ShardWriter(folder, layout) as writer:
+        for name, place in layout.places.items():
+            write_tensor(writer, place, find(name), scale=scale)
+        if sync:
+            writer.sync()
+    index = layout.index()
+    if index is not None:
+        Files().write_new(folder / "model.safetensors.index.json", index, sync=sync)
+
+
+def write_tensor(writer: ShardWriter, place: StoredTensor, values: Tensor, *, scale: float) -> None:
+    """Write a tensor times ``scale`` as float32, a block at a time."""
+    if tuple(values.shape) != place.shape:
+        raise ValueError(f"{place.name} is {tuple(values.shape)}, expected {place.shape}")
+    flat = values.detach().reshape(-1)
+    for start in range(0, max(1, flat.numel()), _BLOCK_NUMEL):
+        block = flat[start : start + _BLOCK_NUMEL].to("cpu", torch.float32, copy=True).mul_(scale)
+        writer.write(_bytes_of(block), place, start)
+
+
+def read_tensor(reader: Reader, place: StoredTensor) -> Tensor:
+    """Read a whole float32 tensor."""
+    values = torch.empty(place.shape)
+    if values.numel():
+        reader.read_into(_bytes_of(values.view(-1)), place, 0)
+    return values
+
+
+def read_any(reader: Reader, place: StoredTensor) -> Tensor:
+    """Read a whole tensor of any floating-point type as float32."""
+    raw = torch.empty(place.shape, dtype=to_torch(place.dtype))
+    if raw.numel():
+        reader.read_into(_bytes_of(raw.view(-1).view(torch.uint8)), place, 0)
+    return raw.float()
+
+
+def _bytes_of(flat: Tensor) -> memoryview:
+    array: Any = flat.numpy()
+    return memoryview(array).cast("B")
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Replace a file by one that holds these tensors; it is complete under its name at any moment."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    with writing(fresh):
+        fresh.mkdir(exist_ok=True)
+    layout = lay_out(
+        [(name, DType.F32, tuple(values.shape)) for name, values in tensors.items()],
+        shard_bytes=2**62,
+        metadata=metadata,
+    )
+    write_layout(fresh, layout, tensors.__getitem__, scale=1.0, sync=True)
+    files = Files()
+    with writing(path):
+        files.rename(fresh / "model.safetensors", path)
+        fresh.rmdir()
+    files.sync_folder(path.parent)
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and metadata that :func:`save_state` has written."""
+    checkpoint = open_checkpoint(path)
+    with Reader(checkpoint.files) as reader:
+        tensors = {name: read_tensor(reader, place) for name, place in checkpoint.tensors.items()}
+    return tensors, dict(checkpoint.metadata)
+
+
+def load_one(path: Path, name: str) -> Tensor:
+    """Return one of the tensors that :func:`save_state` has written."""
+    checkpoint = open_checkpoint(path)
+    with Reader(checkpoint.files) as reader:
+        return read_tensor(reader, checkpoint.tensors[name])

@@ -1,0 +1,60 @@
+"""What a Fisher file says of itself, and what a base says of how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from merge_cli.checkpoint import Checkpoint
+from merge_cli.errors import CheckpointError, listed
+from merge_cli.methods.contract import Need
+from merge_cli.plan.inputs import Inputs
+
+_MANIFEST = "merge_manifest.json"
+
+
+def posterior_prior(fisher: Checkpoint) -> float | None:
+    """Return the prior precision within a posterior precision, or None where the file is a Fisher.
+
+    A posterior precision, P = H_0 + δ + sum_t α_t H_t, is written by a merge with ``save_precision``. As the Fisher of
+    the merged model it stands for the curvature P - H_0 - δ, so that merging further experts gives what merging all at
+    once would have given (the rule is associative in P and P·θ).
+
+    Raises:
+        CheckpointError: If the file does not say which prior precision it holds.
+    """
+    if fisher.metadata.get("kind") != "precision":
+        return None
+    prior = fisher.config.get("prior_precision")
+    if not isinstance(prior, (int, float)) or prior < 0:
+        raise CheckpointError(
+            f"{fisher.label} is a posterior precision without its prior_precision",
+            hint="keep the config.json that was written beside it",
+        )
+    return float(prior)
+
+
+def stale_expert_warnings(inputs: Inputs) -> Iterator[str]:
+    """Warn where task vectors are taken against a base that is itself a merge.
+
+    A task vector is the way from the model that the fine-tuning started from. Taken against a merged model, an expert
+    that started from the original base brings the others' changes along with the opposite sign.
+    """
+    if inputs.base is None or not inputs.uses_base:
+        return
+    try:
+        made = json.loads((inputs.base.root / _MANIFEST).read_text(encoding="utf-8"))
+        original = next(each["reference"] for each in made["inputs"] if each["role"] == "base")
+        method = made["method"]["name"]
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return
+    experts = listed([model.label for model in inputs.models], most=3)
+    remedy = ""
+    if Need.CURVATURE in inputs.needs:
+        remedy = (
+            f", and {inputs.base.label} as a model with fisher: {inputs.base.label}/precision (save_precision: true)"
+        )
+    yield (
+        f"the base {inputs.base.label} is itself a merge ({method} onto {original}). That is right for experts which "
+        f"were fine-tuned from it; if {experts} started from {original}, use base_model: {original}{remedy}"
+    )

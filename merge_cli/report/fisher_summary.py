@@ -1,0 +1,56 @@
+"""Whether a Fisher is sane: per layer its mean, how much of it is zero, and its largest entry."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from merge_cli.checkpoint import Checkpoint, Reader, to_torch
+from merge_cli.report.inspection import layer_of, natural_key
+
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer of a Fisher.
+
+    Attributes:
+        numel: Elements.
+        mean: Their mean.
+        zeros: Share of them that is exactly zero, in [0, 1].
+        largest: The largest.
+    """
+
+    numel: int
+    mean: float
+    zeros: float
+    largest: float
+
+
+def summarize_fisher(checkpoint: Checkpoint) -> dict[str, LayerSummary]:
+    """Read a Fisher block by block and return layer -> summary; empty for a checkpoint that is none."""
+    if checkpoint.metadata.get("kind") not in ("fisher", "precision"):
+        return {}
+    found: dict[str, list[tuple[int, float, int, float]]] = {}
+    buffer = torch.empty(_BLOCK * 8, dtype=torch.uint8)
+    view = memoryview(buffer.numpy())
+    with Reader(checkpoint.files) as reader:
+        for name in sorted(checkpoint.tensors, key=natural_key):
+            tensor = checkpoint.tensors[name]
+            for start in range(0, tensor.numel, _BLOCK):
+                count = min(_BLOCK, tensor.numel - start)
+                nbytes = count * tensor.dtype.itemsize
+                reader.read_into(view[:nbytes], tensor, start)
+                values = buffer[:nbytes].view(to_torch(tensor.dtype)).double()
+                part = (count, values.sum().item(), int((values == 0).sum()), values.max().item())
+                found.setdefault(layer_of(name), []).append(part)
+    return {layer: _summary(parts) for layer, parts in found.items()}
+
+
+def _summary(parts: list[tuple[int, float, int, float]]) -> LayerSummary:
+    numel = sum(part[0] for part in parts)
+    total, zeros = math.fsum(part[1] for part in parts), sum(part[2] for part in parts)
+    return LayerSummary(numel, total / numel, zeros / numel, max(part[3] for part in parts))
