@@ -55,16 +55,15 @@ class GradientMatchingParams(Params):
     )
     anchor: Literal["auto", "base", "none", "measured"] = setting(
         "auto",
-        description="what held fine-tuning back: base, the base's curvature (the paper's); none, nothing, it converged; "
-        "measured, what the stored gradients say of each element (gradient: beside each model); auto, the share of "
-        "base that the gradients say, base without gradients",
+        description="what held fine-tuning back: base, the base's curvature (the paper's); none, nothing, it "
+        "converged; measured, what the stored gradients say of each element (gradient: beside each model); auto, the "
+        "share of base that the gradients say, base without gradients",
     )
     kappa: float = setting(
         0.1, gt=0, le=1, description="least precision that removal may leave, relative to the base's curvature"
     )
     box: bool = setting(
-        False,
-        description="keep every element between the smallest and the largest of zero and the weighted deltas' signs",
+        False, description="keep each element's step between zero and the furthest task vector on its side"
     )
 
 

@@ -36,7 +36,7 @@ def summarize_fisher(checkpoint: Checkpoint) -> dict[str, LayerSummary]:
         return {}
     found: dict[str, list[tuple[int, float, int, float]]] = {}
     buffer = torch.empty(_BLOCK * 8, dtype=torch.uint8)
-    view = memoryview(buffer.numpy())
+    view = memoryview(buffer.numpy())  # type: ignore[arg-type]
     with Reader(checkpoint.files) as reader:
         for name in sorted(checkpoint.tensors, key=natural_key):
             tensor = checkpoint.tensors[name]

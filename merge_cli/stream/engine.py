@@ -286,7 +286,7 @@ def _pieces(numel: int, wanted: int) -> list[_Range]:
     """Spread about ``wanted`` elements evenly over a tensor, in short runs."""
     runs = max(1, wanted // _SAMPLE_RUN)
     if numel <= runs * _SAMPLE_RUN:
-        return [(0, numel)]
+        return list(_cut(numel, _SAMPLE_RUN))
     return [(numel * run // runs, _SAMPLE_RUN) for run in range(runs)]
 
 

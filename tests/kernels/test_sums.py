@@ -1,0 +1,95 @@
+"""Sums over models and over elements, which no cut into blocks may change."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from merge_cli.kernels import GRAIN, divisor_of, exact_sums, grain_sums, sum_models, weighted_sum
+
+
+def test_models_are_added_with_their_weights() -> None:
+    rows = torch.tensor([[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]])
+    assert sum_models(rows).tolist() == [111.0, 222.0]
+    assert weighted_sum(rows, [3, -1, 0.5]).tolist() == [43.0, 86.0]
+
+
+def test_one_model_is_added_to_nothing() -> None:
+    rows = torch.tensor([[1.0, 2.0]])
+    assert sum_models(rows).tolist() == [1.0, 2.0]
+    assert weighted_sum(rows, [2]).tolist() == [2.0, 4.0]
+
+
+def test_sums_are_new_tensors() -> None:
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    for result in (sum_models(rows[:1]), weighted_sum(rows[:1], [1.0]), sum_models(rows), weighted_sum(rows, [1, 1])):
+        result.zero_()
+    assert rows.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_rows_and_weights_must_match() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        weighted_sum(torch.ones(3, 2), [1.0, 2.0])
+
+
+@pytest.mark.parametrize("n", [4, 5, 8, 9, 17])
+def test_a_sum_over_models_does_not_depend_on_how_many_columns_a_block_has(n: int) -> None:
+    rows = torch.randn(n, 80, generator=torch.Generator().manual_seed(n))
+    weights = torch.randn(n, generator=torch.Generator().manual_seed(1)).tolist()
+    for columns in range(1, 80):
+        part = rows[:, :columns].contiguous()
+        assert torch.equal(sum_models(part), sum_models(rows)[:columns])
+        assert torch.equal(weighted_sum(part, weights), weighted_sum(rows, weights)[:columns])
+
+
+def test_models_are_added_in_their_order() -> None:
+    # 2**24 + 1 is no float32, so only the order from the left gives 2**24 here.
+    big = 2.0**24
+    assert sum_models(torch.tensor([[big], [1.0], [1.0]])).item() == big
+    assert sum_models(torch.tensor([[1.0], [1.0], [big]])).item() == big + 2
+
+
+def test_weights_are_divided_by_unless_they_cancel() -> None:
+    assert divisor_of([0.5, 1.5]) == 2.0
+    assert divisor_of([-1.0, -2.0]) == -3.0
+    assert divisor_of([1.0, -1.0]) == 1.0
+    # 0.1 + 0.2 - 0.3 is 5.6e-17 in floating point.
+    assert divisor_of([0.1, 0.2, -0.3]) == 1.0
+    assert divisor_of([1e-7]) == 1e-7
+
+
+def test_elements_are_summed_grain_by_grain() -> None:
+    rows = torch.stack([torch.ones(2 * GRAIN + 3), torch.full((2 * GRAIN + 3,), 2.0)])
+    sums = grain_sums(rows)
+    assert sums.dtype == torch.float64
+    assert sums.tolist() == [[GRAIN, GRAIN, 3], [2 * GRAIN, 2 * GRAIN, 6]]
+
+
+@pytest.mark.parametrize("numel", [1, GRAIN - 1, GRAIN, GRAIN + 1])
+def test_there_is_a_grain_for_every_begun_run(numel: int) -> None:
+    assert grain_sums(torch.ones(1, numel)).shape == (1, -(-numel // GRAIN))
+
+
+def test_a_sum_over_elements_is_exact_and_in_any_order_the_same() -> None:
+    parts = [torch.tensor([[number]], dtype=torch.float64) for number in (1e16, 1.0, -1e16, 2.0**-60)]
+    for order in itertools.permutations(parts):
+        assert exact_sums(order) == [1.0 + 2.0**-60] == [1.0]
+    assert exact_sums([torch.tensor([[0.1], [1.0]], dtype=torch.float64)] * 10) == [1.0, 10.0]
+
+
+def test_a_sum_over_elements_does_not_depend_on_the_cut_into_blocks() -> None:
+    rows = torch.randn(3, 3 * GRAIN + 17, generator=torch.Generator().manual_seed(0))
+    whole = exact_sums([grain_sums(rows)])
+    for step in (GRAIN, 2 * GRAIN):
+        blocks = [grain_sums(rows[:, at : at + step].contiguous()) for at in range(0, rows.shape[1], step)]
+        assert exact_sums(blocks) == whole
+        assert exact_sums(reversed(blocks)) == whole
+
+
+def test_float32_numbers_are_summed_in_float64() -> None:
+    # In float32 ten thousand additions of 1 to 2**24 would all be lost.
+    row = torch.ones(1, 10_001)
+    row[0, 0] = 2.0**24
+    assert exact_sums([grain_sums(row)]) == [2.0**24 + 10_000]

@@ -1,0 +1,53 @@
+"""What a method sees of a tensor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from merge_cli.kernels import make_key
+from merge_cli.methods.contract import Block, Masks, Need
+from tests import oracle
+
+KEYS = (make_key(0, 0, "w"), make_key(0, 1, "w"))
+ROWS = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+
+
+def block(start: int = 0) -> Block:
+    return Block({Need.DELTAS: ROWS}, Masks(KEYS, start))
+
+
+def test_what_was_declared_is_there_and_says_how_large_it_is() -> None:
+    assert block().deltas is ROWS
+    assert (block().n, block().numel, block().device.type) == (2, 3, "cpu")
+    assert block().has(Need.DELTAS)
+    assert not block().has(Need.BASE)
+
+
+@pytest.mark.parametrize("need", [need for need in Need if need is not Need.DELTAS])
+def test_what_was_not_declared_is_refused_with_the_way_to_declare_it(need: Need) -> None:
+    with pytest.raises(LookupError, match=rf"reads block\.{need.value} without declaring it; add Need\.{need.name} to"):
+        getattr(block(), need.value)
+
+
+def test_one_number_per_model_becomes_a_column() -> None:
+    assert block().column([10, 0.5]).tolist() == [[10.0], [0.5]]
+    assert (block().column([10, 0.5]) * ROWS).tolist() == [[10, 20, 30], [2, 2.5, 3]]
+
+
+def test_masks_are_those_of_the_elements_place_in_the_tensor() -> None:
+    whole = [oracle.keep_mask((0, model, "w"), 1003, density) for model, density in ((0, 0.5), (1, 0.25))]
+    assert block().keep_mask([0.5, 0.25]).tolist() == [row[:3] for row in whole]
+    assert block(start=1000).keep_mask([0.5, 0.25]).tolist() == [row[1000:] for row in whole]
+
+
+def test_a_mask_needs_a_density_for_every_model() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        block().keep_mask([0.5])
+
+
+def test_counts_add_up() -> None:
+    b = block()
+    b.count("even", ROWS % 2 == 0)
+    b.count("even", ROWS[0] == 2)
+    assert b.counts == {"even": 4}
