@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,10 +28,12 @@ class Outer:
     Attributes:
         rows: Shape ``(batch, tokens, m)``.
         columns: Shape ``(batch, tokens, n)``.
+        returned: Which of the two came back from the losses; where it is zero, tokens need not be multiplied.
     """
 
     rows: Tensor
     columns: Tensor
+    returned: Literal["rows", "columns"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def _joined_outer(parts: list[Outer]) -> Outer | None:
     """Uses of one matrix add up as more tokens of one use do."""
     if len(parts) < 2:
         return parts[0] if parts else None
-    return Outer(torch.cat([part.rows for part in parts], dim=1), torch.cat([part.columns for part in parts], dim=1))
+    rows, columns = [part.rows for part in parts], [part.columns for part in parts]
+    return Outer(torch.cat(rows, dim=1), torch.cat(columns, dim=1), parts[0].returned)
 
 
 def _joined_scatter(parts: list[Scatter]) -> Scatter | None:
@@ -106,14 +110,14 @@ def _joined_scatter(parts: list[Scatter]) -> Scatter | None:
 
 
 def _live(outer: Outer) -> Outer:
-    """Leave out the tokens at which a factor is zero in every example: padding; all but the first before a pooler."""
+    """Leave out the tokens from which nothing comes back in any example: padding; all but the first before a pooler."""
     rows, columns = outer.rows.float(), outer.columns.float()
     if rows.device.type == "cpu" and rows.shape[1] > 1:
         # NaN compares unequal to zero, so it stays.
-        live = ((rows.abs().amax(dim=2) != 0) & (columns.abs().amax(dim=2) != 0)).any(dim=0)
+        live = ((rows if outer.returned == "rows" else columns).abs().amax(dim=2) != 0).any(dim=0)
         if not bool(live.all()):
-            return Outer(rows[:, live], columns[:, live])
-    return Outer(rows, columns)
+            return Outer(rows[:, live], columns[:, live], outer.returned)
+    return Outer(rows, columns, outer.returned)
 
 
 def _add_matrices(total: Tensor, outer: Outer, scatter: Scatter | None) -> None:

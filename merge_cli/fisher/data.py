@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +144,3 @@ def find_column(
             f"no column holds the {what}: the data has {listed(columns)}", hint=f"name it with --{what}-column"
         )
     return found
-
-
-def first_rows(rows: Rows, limit: int | None) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Number the rows in order, at most ``limit`` of them."""
-    return enumerate(itertools.islice(rows, limit))

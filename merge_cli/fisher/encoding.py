@@ -1,19 +1,16 @@
-"""From rows to what a model takes: tokens or pixels, labels, and batches of them."""
+"""From rows to what a model takes, tokens or pixels, and labels."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from merge_cli.errors import CheckpointError
-from merge_cli.fisher.batches import Batch
-from merge_cli.fisher.data import Rows, find_column, first_rows
+from merge_cli.fisher.data import find_column
+from merge_cli.fisher.examples import Encode, Unusable
 from merge_cli.fisher.losses import IGNORED, Task
 
 _TEXT = ("text", "sentence", "content", "document", "review", "question", "prompt", "input", "tokens", "words")
@@ -22,17 +19,6 @@ _TARGET = ("target", "summary", "answer", "output", "completion", "response", "l
 _IMAGE = ("image", "img", "pixel_values")
 # Share of the tokens that masked language models predict.
 _MASKED = 0.15
-# Batches whose examples are sorted by length before they are formed, so that less of them is padding.
-_WINDOW = 8
-
-
-@dataclass(frozen=True)
-class Example:
-    """One encoded row; ``label`` is -100 or all -100 where its true label is not known."""
-
-    key: int
-    inputs: Mapping[str, Tensor]
-    label: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,102 +28,6 @@ class Columns:
     text: str | None = None
     label: str | None = None
     image: str | None = None
-
-
-@dataclass
-class Tally:
-    """What became of the rows; filled while :func:`encode_rows` is iterated.
-
-    Attributes:
-        used: Examples encoded.
-        unusable: Why rows could not be used -> how many.
-        unlabelled: Examples among the used ones without a true label.
-    """
-
-    used: int = 0
-    unusable: dict[str, int] = field(default_factory=dict)
-    unlabelled: int = 0
-    digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
-
-    def drop(self, reason: str) -> None:
-        """Count a row that cannot be used."""
-        self.unusable[reason] = self.unusable.get(reason, 0) + 1
-
-    def take(self, example: Example) -> None:
-        """Count an example and mix it into the fingerprint."""
-        self.used += 1
-        self.unlabelled += bool((example.label == IGNORED).all())
-        for tensor in (*example.inputs.values(), example.label):
-            self.digest.update(tensor.contiguous().numpy().tobytes())
-
-
-class Unusable(Exception):
-    """A row that cannot be used; the message says why in a few words, for counting."""
-
-
-Encode = Callable[[Mapping[str, Any], int], tuple[dict[str, Tensor], Tensor]]
-
-
-def encode_rows(rows: Rows, encode: Encode, tally: Tally, *, examples: int | None, labelled: bool) -> Iterator[Example]:
-    """Encode rows in order until there are ``examples`` of them.
-
-    Args:
-        rows: The data.
-        encode: From a row and its number to inputs and label.
-        tally: Counts what becomes of the rows.
-        examples: How many are wanted; None for all.
-        labelled: Whether a row without a true label cannot be used.
-
-    Raises:
-        CheckpointError: If no row can be used.
-    """
-    for key, row in first_rows(rows, None):
-        if examples is not None and tally.used >= examples:
-            return
-        try:
-            inputs, label = encode(row, key)
-            if labelled and bool((label == IGNORED).all()):
-                raise Unusable("without a label")
-        except Unusable as reason:
-            tally.drop(str(reason))
-            continue
-        example = Example(key, inputs, label)
-        tally.take(example)
-        yield example
-    if tally.used == 0:
-        why = ", ".join(f"{count} {reason}" for reason, count in tally.unusable.items())
-        raise CheckpointError(f"no row of the data can be used: {why}", hint="check the columns")
-
-
-def batches(examples: Iterator[Example], *, size: int, pad: int, device: torch.device) -> Iterator[Batch]:
-    """Form batches of examples of similar length; the same examples always form the same batches."""
-    window: list[Example] = []
-    for example in examples:
-        window.append(example)
-        if len(window) == size * _WINDOW:
-            yield from _form(window, size, pad, device)
-            window = []
-    yield from _form(window, size, pad, device)
-
-
-def _form(window: list[Example], size: int, pad: int, device: torch.device) -> Iterator[Batch]:
-    ordered = sorted(window, key=lambda example: -next(iter(example.inputs.values())).shape[0])
-    for start in range(0, len(ordered), size):
-        some = ordered[start : start + size]
-        inputs = {
-            name: _stack([example.inputs[name] for example in some], pad if name.endswith("input_ids") else 0).to(
-                device
-            )
-            for name in some[0].inputs
-        }
-        labels = _stack([example.label for example in some], IGNORED).to(device)
-        yield Batch(inputs, tuple(example.key for example in some), labels)
-
-
-def _stack(tensors: Sequence[Tensor], value: int) -> Tensor:
-    if tensors[0].dim() != 1:
-        return torch.stack(list(tensors))
-    return pad_sequence(list(tensors), batch_first=True, padding_value=value)
 
 
 def make_encoder(

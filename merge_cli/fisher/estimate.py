@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from merge_cli.checkpoint import Staging, check_replaceable, locate, open_checkpoint
+from merge_cli.errors import CheckpointError
 from merge_cli.fisher.data import open_rows
 from merge_cli.fisher.encoding import make_encoder
+from merge_cli.fisher.losses import Estimator
 from merge_cli.fisher.modelling import guess_task, load_model
 from merge_cli.fisher.running import MeasuringRun
 from merge_cli.fisher.settings import FisherSettings, Progress
 from merge_cli.fisher.storage import float_layout, write_layout
+
+# Below so many drawn labels the noise of a diagonal outweighs what it tells.
+_FEW_LABELS = 256
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class FisherReport:
         ways: How many parameters had their gradients found in which way.
         unusable: Why rows were left out -> how many.
         unmeasured: Tensors of the checkpoint that the Fisher lacks: no parameters of the model, or not asked for.
+        warnings: What makes the result less than it could be, in plain words.
     """
 
     out: Path
@@ -34,6 +43,7 @@ class FisherReport:
     ways: dict[str, int]
     unusable: dict[str, int]
     unmeasured: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def estimate_fisher(
@@ -72,7 +82,31 @@ def estimate_fisher(
     _write(run, out, metadata, force=force, sync=sync)
     shutil.rmtree(run.folder, ignore_errors=True)
     unmeasured = tuple(name for name in checkpoint.tensors if name not in run.shapes)
-    return FisherReport(out, metadata, run.ways, dict(run.tally.unusable), unmeasured)
+    warnings = tuple(_warnings(run, metadata))
+    return FisherReport(out, metadata, run.ways, dict(run.tally.unusable), unmeasured, warnings)
+
+
+def _warnings(run: MeasuringRun, metadata: dict[str, str]) -> Iterator[str]:
+    estimator, examples = metadata["estimator"], int(metadata["examples"])
+    labels = examples * int(metadata["draws"])
+    if estimator == Estimator.SAMPLED and not run.loaded.task.per_token and labels < _FEW_LABELS:
+        yield f"{labels} drawn labels make a noisy Fisher; use {_FEW_LABELS} or more, by --examples or --draws"
+    if estimator == Estimator.EMPIRICAL:
+        yield "the empirical Fisher vanishes where the model fits its data; the exact or sampled one does not"
+    if run.settings.train_examples is None and run.rows.count is None:
+        yield f"the data does not say how large it is; {examples} training examples are assumed: give --train-examples"
+    if slow := run.ways.get("model", 0):
+        yield f"{slow} parameters need the model to be run example by example, which is slow"
+
+
+def _find_finite(run: MeasuringRun, kind: str, name: str) -> Tensor:
+    values = run.find(kind, name)
+    if not bool(torch.isfinite(values).all()):
+        raise CheckpointError(
+            f"the gradients of '{name}' are not finite",
+            hint="compute in --dtype float32, and check the model's weights",
+        )
+    return values
 
 
 def _write(run: MeasuringRun, out: Path, metadata: dict[str, str], *, force: bool, sync: bool) -> None:
@@ -80,12 +114,14 @@ def _write(run: MeasuringRun, out: Path, metadata: dict[str, str], *, force: boo
     staging = Staging(out, force=force)
     with staging.open() as folder:
         layout = float_layout(run.shapes.items(), metadata)
-        write_layout(folder, layout, lambda name: run.find("fisher", name), scale=1 / examples, sync=sync)
+        write_layout(
+            folder, layout, lambda name: _finite(name, run.find("fisher", name)), scale=1 / examples, sync=sync
+        )
         if run.settings.gradient:
             inside = folder / "gradient"
             inside.mkdir()
             layout = float_layout(run.shapes.items(), {**metadata, "kind": "gradient", "reduction": "sum"})
             # The sum over the training set, of which the examples are a sample.
             scale = float(metadata["train_examples"]) / examples
-            write_layout(inside, layout, lambda name: run.find("gradient", name), scale=scale, sync=sync)
+            write_layout(inside, layout, partial(_find_finite, run, "gradient"), scale=scale, sync=sync)
         staging.commit(sync=sync)

@@ -40,7 +40,7 @@ def find_rule(module: nn.Module) -> Rule | None:
 
 def _linear(module: nn.Linear, given: Tensor, back: Tensor) -> Iterator[tuple[Tensor, Contribution]]:
     back = _by_token(back)
-    yield module.weight, Outer(back, _by_token(given))
+    yield module.weight, Outer(back, _by_token(given), "rows")
     if module.bias is not None:
         yield module.bias, Dense(back.sum(dim=1, dtype=torch.float32))
 
@@ -48,7 +48,7 @@ def _linear(module: nn.Linear, given: Tensor, back: Tensor) -> Iterator[tuple[Te
 def _transposed_linear(module: Any, given: Tensor, back: Tensor) -> Iterator[tuple[Tensor, Contribution]]:
     """The Conv1D of transformers: a linear layer whose weight is stored (in, out)."""
     back = _by_token(back)
-    yield module.weight, Outer(_by_token(given), back)
+    yield module.weight, Outer(_by_token(given), back, "columns")
     yield module.bias, Dense(back.sum(dim=1, dtype=torch.float32))
 
 
@@ -81,7 +81,7 @@ def _conv2d(module: nn.Conv2d, given: Tensor, back: Tensor) -> Iterator[tuple[Te
     size = (module.kernel_size[0], module.kernel_size[1])
     patches = functional.unfold(given, size, module.dilation, module.padding, module.stride)
     places = back.flatten(2).transpose(1, 2)
-    yield module.weight, Outer(places, patches.transpose(1, 2))
+    yield module.weight, Outer(places, patches.transpose(1, 2), "rows")
     if module.bias is not None:
         yield module.bias, Dense(places.sum(dim=1, dtype=torch.float32))
 

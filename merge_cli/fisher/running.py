@@ -17,7 +17,7 @@ from merge_cli.checkpoint import Checkpoint
 from merge_cli.errors import RecipeError, listed
 from merge_cli.fisher.batches import Batch
 from merge_cli.fisher.data import Rows
-from merge_cli.fisher.encoding import Encode, Tally, batches, encode_rows
+from merge_cli.fisher.examples import Encode, Tally, batches, encode_rows
 from merge_cli.fisher.gradients import SumGradient
 from merge_cli.fisher.identity import model_identity
 from merge_cli.fisher.losses import Estimator, Likelihood
