@@ -216,32 +216,33 @@ def dare_ties(
 def keep_mask(parts: Sequence[str | int], numel: int, density: float, *, start: int = 0) -> list[int]:
     """The mask of the vector that is keyed by ``parts`` (seed, model, tensor), elements ``start`` and following.
 
-    An element is kept where its 32-bit word, read as a signed number, lies among the smallest ``density · 2³²``.
+    An element is kept where its 32-bit word lies among the smallest ``density · 2³²``.
     """
-    if density >= 1:
-        return [1] * numel
     limit = round(density * 2**32)
-    if limit <= 0:
-        return [0] * numel
-    return [int(word < min(limit, 2**32 - 1)) for word in random_words(parts, numel, start=start)]
+    if density >= 1 or limit >= 2**32:
+        return [1] * numel
+    return [int(word < limit) for word in random_words(parts, numel, start=start)]
 
 
 def random_words(parts: Sequence[str | int], numel: int, *, start: int = 0) -> list[int]:
-    """The 32-bit words behind :func:`keep_mask`, counted from the smallest signed word: 0 ≤ word < 2³²."""
+    """The 32-bit words behind :func:`keep_mask`."""
     words = []
     for index in range(start, start + numel):
         epoch, low = divmod(index, 2**32)
         first, second = _key(*parts)
         if epoch:
-            first, second = _key(_signed(first), _signed(second), epoch)
-        words.append((fmix32(fmix32(low ^ first) ^ second) + 2**31) % 2**32)
+            first, second = _key(first, second, epoch)
+        words.append(fmix32(low ^ first, second))
     return words
 
 
-def fmix32(word: int) -> int:
-    """The finalizer of MurmurHash3 on 32-bit words (Austin Appleby, public domain)."""
+def fmix32(word: int, between: int = 0) -> int:
+    """The finalizer of MurmurHash3 on 32-bit words (Austin Appleby, public domain).
+
+    ``between`` is mixed in after the first multiplication; 0 is the finalizer itself.
+    """
     word ^= word >> 16
-    word = word * 0x85EBCA6B % 2**32
+    word = word * 0x85EBCA6B % 2**32 ^ between
     word ^= word >> 13
     word = word * 0xC2B2AE35 % 2**32
     return word ^ word >> 16
@@ -251,10 +252,6 @@ def _key(*parts: str | int) -> tuple[int, int]:
     digest = blake2b("\x1f".join(str(part) for part in parts).encode(), digest_size=8).digest()
     whole = int.from_bytes(digest, "little")
     return whole % 2**32, whole >> 32
-
-
-def _signed(word: int) -> int:
-    return word - 2**32 if word >= 2**31 else word
 
 
 # --- Fisher averaging -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merge_cli.kernels import Key, keep_mask, make_key
-from merge_cli.kernels.randomness import random_words
+from merge_cli.kernels.randomness import _signed_words, random_words
 from tests import oracle
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def mask(*parts: str | int, density: float, numel: int = NUMEL, start: int = 0) 
 
 
 def words(*parts: str | int, numel: int, start: int = 0) -> list[int]:
-    return [word + 2**31 for word in random_words(make_key(*parts), start, numel, CPU).tolist()]
+    return random_words(make_key(*parts), start, numel).tolist()
 
 
 # --- the hash ---------------------------------------------------------------------------------------------------------
@@ -55,10 +55,18 @@ def test_every_word_occurs_once_for_every_index() -> None:
     assert len(set(some)) == len(some)
 
 
-def test_the_first_element_of_the_zero_key_lies_in_the_middle() -> None:
-    # Zero is a fixed point of the hash: as a signed word it is the first of the upper half.
-    assert keep_mask(Key(0, 0), 0, 1, 0.5, CPU).tolist() == [0]
-    assert keep_mask(Key(0, 0), 0, 1, 0.5 + 2**-32, CPU).tolist() == [1]
+def test_the_zero_key_is_the_finalizer_itself() -> None:
+    # Zero is a fixed point of it, so the first element is kept at any density above zero.
+    assert random_words(Key(0, 0), 0, 2).tolist() == [0, 0x514E28B7]
+    assert keep_mask(Key(0, 0), 0, 1, 2**-32, CPU).tolist() == [1]
+    assert keep_mask(Key(0, 0), 0, 1, 2**-34, CPU).tolist() == [0]
+
+
+@pytest.mark.parametrize("start", [0, 2**31 - 7, 2**32 - 9])
+def test_torch_computes_the_same_words_as_numpy(start: int) -> None:
+    key = make_key(3, "w")
+    signed = _signed_words(key, start, 100, CPU).tolist()
+    assert [word % 2**32 for word in signed] == random_words(key, start, 100).tolist()
 
 
 # --- position ---------------------------------------------------------------------------------------------------------
@@ -87,9 +95,28 @@ def test_a_higher_density_keeps_everything_that_a_lower_one_keeps() -> None:
 # --- density ----------------------------------------------------------------------------------------------------------
 
 
+def index_of(word: int) -> int:
+    """Return the index whose word under the zero key, counted from the smallest signed one, this is."""
+    word = (word + 2**31) % 2**32
+    for _ in range(2):
+        word ^= word >> 16
+        word = word * pow(0xC2B2AE35, -1, 2**32) % 2**32
+        word ^= word >> 13 ^ word >> 26
+        word = word * pow(0x85EBCA6B, -1, 2**32) % 2**32
+        word ^= word >> 16
+    return word
+
+
 def test_density_one_keeps_all_and_zero_none_without_exception() -> None:
     assert mask("k", density=1.0).sum() == NUMEL
     assert mask("k", density=0.0).sum() == 0
+    zero = Key(0, 0)
+    smallest, largest = index_of(0), index_of(2**32 - 1)
+    assert random_words(zero, smallest, 1, CPU).item() == -(2**31)
+    assert random_words(zero, largest, 1, CPU).item() == 2**31 - 1
+    # The element that any positive density keeps, and the one that any below 1 drops.
+    assert [keep_mask(zero, smallest, 1, density, CPU).item() for density in (0.0, 2**-32, 0.5, 1.0)] == [0, 1, 1, 1]
+    assert [keep_mask(zero, largest, 1, density, CPU).item() for density in (0.0, 0.5, 1 - 2**-32, 1.0)] == [0, 0, 0, 1]
 
 
 def within(ones: Tensor, probability: float, sigmas: float = 4) -> bool:
