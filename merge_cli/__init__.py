@@ -25,6 +25,7 @@ from merge_cli.errors import (
 
 if TYPE_CHECKING:
     from merge_cli.checkpoint import open_checkpoint
+    from merge_cli.fisher import FisherSettings, estimate_fisher
     from merge_cli.plan import MergePlan, build_plan
     from merge_cli.recipe import Recipe, load_recipe
     from merge_cli.report import MergeReport
@@ -36,7 +37,9 @@ _LAZY = {
     "MergePlan": "merge_cli.plan",
     "MergeReport": "merge_cli.report",
     "Recipe": "merge_cli.recipe",
+    "FisherSettings": "merge_cli.fisher",
     "build_plan": "merge_cli.plan",
+    "estimate_fisher": "merge_cli.fisher",
     "load_recipe": "merge_cli.recipe",
     "merge": "merge_cli.run",
     "open_checkpoint": "merge_cli.checkpoint",
@@ -44,6 +47,7 @@ _LAZY = {
 
 __all__ = [
     "CheckpointError",
+    "FisherSettings",
     "Interrupted",
     "MergeError",
     "MergePlan",
@@ -54,6 +58,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "build_plan",
+    "estimate_fisher",
     "load_recipe",
     "merge",
     "open_checkpoint",

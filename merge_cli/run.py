@@ -15,7 +15,7 @@ from merge_cli.errors import RecipeError
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, manifest, model_card, sha256_lines
 from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE, PRECISION_FOLDER
-from merge_cli.stream import Discard, Listener, StreamResult, check_fishers, sha256_of_files, stream
+from merge_cli.stream import Discard, Listener, RunningDigests, StreamResult, check_fishers, sha256_of_files, stream
 
 _TOOL = f"merge-cli {__version__}"
 
@@ -50,10 +50,10 @@ def merge(
     with staging.open() as folder:
         try:
             result, digests = _write(plan, folder, out.name, sync=sync, listener=listener, files=files)
+            staging.commit(sync=sync)
         except BaseException:
             staging.discard()
             raise
-        staging.commit(sync=sync)
     return MergeReport(
         out=str(out),
         method=plan.recipe.merge_method,
@@ -103,8 +103,7 @@ def _write(
     plan: MergePlan, folder: Path, name: str, *, sync: bool, listener: Listener | None, files: Files
 ) -> tuple[StreamResult, dict[str, str]]:
     """Write everything into the staging folder; return what happened and the weight files' digests."""
-    result = _write_weights(plan, folder, sync=sync, listener=listener, files=files)
-    weights = sha256_of_files(folder, [shard.file for shard in plan.layout.shards], threads=plan.threads)
+    result, weights = _write_weights(plan, folder, sync=sync, listener=listener, files=files)
     for source in plan.side_files:
         with reading(source):
             content = source.read_bytes()
@@ -120,8 +119,8 @@ def _write(
 
 def _write_weights(
     plan: MergePlan, folder: Path, *, sync: bool, listener: Listener | None, files: Files
-) -> StreamResult:
-    """Stream the merged tensors, and the posterior precision where it is wanted, into their files."""
+) -> tuple[StreamResult, dict[str, str]]:
+    """Stream the merged tensors, and the posterior precision where it is wanted, into files; hash the former."""
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(Reader(_identities(plan), files))
         check_fishers(plan, reader)
@@ -131,12 +130,13 @@ def _write_weights(
             with writing(folder / PRECISION_FOLDER):
                 (folder / PRECISION_FOLDER).mkdir()
             precision_writer = stack.enter_context(ShardWriter(folder / PRECISION_FOLDER, plan.precision, files))
-        result = stream(plan, writer, reader, listener, precision_writer=precision_writer)
+        digests = RunningDigests(plan.layout, writer)
+        result = stream(plan, writer, reader, listener, precision_writer=precision_writer, digests=digests)
         if sync:
             writer.sync()
             if precision_writer is not None:
                 precision_writer.sync()
-    return result
+        return result, digests.finish()
 
 
 def _texts(plan: MergePlan, name: str, result: StreamResult, weights: Mapping[str, str]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from merge_cli.errors import CheckpointError
 
 # The limit that the format's own library sets.
 _MOST_HEADER_BYTES = 100_000_000
+# How the file begins that a clone without git-lfs has in place of the weights; no header is that long.
+_LFS_POINTER = b"version "
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ def read_header(path: Path, files: Files) -> Header:
             raise _damaged(path, f"it has {stat.st_size} bytes, fewer than the 8 that hold the header's length")
         length = bytearray(8)
         files.read_exactly(fd, memoryview(length), 0, path)
+        if length == _LFS_POINTER:
+            raise CheckpointError(f"{path} is a git-lfs pointer, not the weights", hint="fetch them: git lfs pull")
         header_bytes = int.from_bytes(length, "little")
         if header_bytes > min(_MOST_HEADER_BYTES, stat.st_size - 8):
             raise _damaged(path, f"its header claims {header_bytes} bytes of the {stat.st_size - 8} that follow")

@@ -59,6 +59,10 @@ class ShardWriter:
         offset = place.offset + start * place.dtype.itemsize
         self._files.write_all(self._descriptors[name], view, offset, self._folder / name)
 
+    def read_back(self, view: memoryview, name: str, offset: int) -> None:
+        """Fill ``view`` with the bytes of a shard from ``offset``, as they were written."""
+        self._files.read_exactly(self._descriptors[name], view, offset, self._folder / name)
+
     def sync(self) -> None:
         """Return when all that was written is on the device."""
         for name, fd in self._descriptors.items():

@@ -105,8 +105,10 @@ def measure(
         report = estimate_fisher(settings, out, force=force, sync=fsync, progress=progress)
     if as_json:
         content = {"out": str(out), "metadata": report.metadata, "ways": report.ways, "unusable": report.unusable}
-        typer.echo(json.dumps(content | {"unmeasured": list(report.unmeasured)}))
+        typer.echo(json.dumps(content | {"unmeasured": list(report.unmeasured), "warnings": list(report.warnings)}))
         return
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     for why, count in report.unusable.items():
         typer.echo(f"warning: {count} rows were left out: {why}", err=True)
     if not quiet:

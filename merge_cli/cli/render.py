@@ -211,7 +211,9 @@ def inspection(found: Inspection, summary: Mapping[str, LayerSummary], *, as_jso
     checkpoint, console = found.checkpoint, _console()
     facts = _table("", "")
     facts.add_row("checkpoint", checkpoint.label)
-    facts.add_row("architecture", ", ".join(checkpoint.config.get("architectures") or ["unknown"]))
+    architectures = checkpoint.config.get("architectures")
+    listing = architectures if isinstance(architectures, list) else []
+    facts.add_row("architecture", ", ".join(map(str, listing)) or "unknown")
     facts.add_row("files", f"{len(checkpoint.files)}, {format_bytes(sum(file.size for file in checkpoint.files))}")
     facts.add_row("tensors", str(len(checkpoint.tensors)))
     facts.add_row("parameters", f"{format_count(found.parameters)} ({found.parameters})")

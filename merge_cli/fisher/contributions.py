@@ -20,6 +20,9 @@ _BUFFER_NUMEL = 2**22
 # Up to how many elements the gradients of several examples share one batched product: where calls cost more than work.
 _GROUP_NUMEL = {"cpu": 2**17, "cuda": 2**26}
 
+# Share of live tokens from which on all of a range are multiplied.
+_MOST_LIVE = 0.75
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -115,8 +118,12 @@ def _live(outer: Outer) -> Outer:
     if rows.device.type == "cpu" and rows.shape[1] > 1:
         # NaN compares unequal to zero, so it stays.
         live = ((rows if outer.returned == "rows" else columns).abs().amax(dim=2) != 0).any(dim=0)
-        if not bool(live.all()):
-            return Outer(rows[:, live], columns[:, live], outer.returned)
+        places = live.nonzero().flatten().tolist()
+        first, last = (places[0], places[-1] + 1) if places else (0, 0)
+        rows, columns = rows[:, first:last], columns[:, first:last]
+        # A range needs no copy; leaving out what is dead inside it does, and pays off where that is much.
+        if len(places) < _MOST_LIVE * (last - first):
+            rows, columns = rows[:, live[first:last]], columns[:, live[first:last]]
     return Outer(rows, columns, outer.returned)
 
 

@@ -114,9 +114,7 @@ def _write(run: MeasuringRun, out: Path, metadata: dict[str, str], *, force: boo
     staging = Staging(out, force=force)
     with staging.open() as folder:
         layout = float_layout(run.shapes.items(), metadata)
-        write_layout(
-            folder, layout, lambda name: _finite(name, run.find("fisher", name)), scale=1 / examples, sync=sync
-        )
+        write_layout(folder, layout, partial(_find_finite, run, "fisher"), scale=1 / examples, sync=sync)
         if run.settings.gradient:
             inside = folder / "gradient"
             inside.mkdir()

@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import Checkpoint, Reader, Staging, check_replaceable, locate, open_checkpoint
+from merge_cli.checkpoint import Checkpoint, Reader, Staging, check_replaceable, locate, model_identity, open_checkpoint
 from merge_cli.errors import CheckpointError, RecipeError, listed
-from merge_cli.fisher.identity import model_identity
 from merge_cli.fisher.modelling import StoredNames, empty_model
 from merge_cli.fisher.optimizers import Moments, name_adam, name_ivon
 from merge_cli.fisher.storage import float_layout, read_any, write_layout

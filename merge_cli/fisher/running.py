@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import Checkpoint
+from merge_cli.checkpoint import Checkpoint, model_identity
 from merge_cli.errors import RecipeError, listed
 from merge_cli.fisher.batches import Batch
 from merge_cli.fisher.data import Rows
 from merge_cli.fisher.examples import Encode, Tally, batches, encode_rows
 from merge_cli.fisher.gradients import SumGradient
-from merge_cli.fisher.identity import model_identity
 from merge_cli.fisher.losses import Estimator, Likelihood
 from merge_cli.fisher.modelling import Loaded, StoredNames
 from merge_cli.fisher.settings import FisherSettings, Progress

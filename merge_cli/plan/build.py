@@ -10,7 +10,7 @@ from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, StoredTensor,
 from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
-from merge_cli.plan.fishers import posterior_prior, stale_expert_warnings
+from merge_cli.plan.fishers import check_kinds, posterior_prior, stale_expert_warnings
 from merge_cli.plan.inputs import Inputs, open_inputs
 from merge_cli.plan.memory import Blocks, choose_blocks
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
@@ -53,6 +53,7 @@ def build_plan(
     method = find_method(recipe.merge_method)
     settings = ParameterLookup(recipe, method, recipe.models).settings()
     inputs = open_inputs(recipe, method, _needs(recipe, method, settings), files or Files())
+    check_kinds(inputs)
     names = decide_names(recipe, inputs)
     lookup = ParameterLookup(recipe, method, inputs.entries)
     steps = tuple((name, find_step(name).params.model_validate(given)) for name, given in recipe.prepare.items())

@@ -11,6 +11,32 @@ from merge_cli.methods.contract import Need
 from merge_cli.plan.inputs import Inputs
 
 _MANIFEST = "merge_manifest.json"
+_KINDS = frozenset({"fisher", "gradient", "precision"})
+_WRONG_REDUCTION = {"fisher": "sum", "gradient": "mean"}
+
+
+def check_kinds(inputs: Inputs) -> None:
+    """Refuse a file that says of itself that it is not what the recipe takes it for; one that says nothing is taken.
+
+    A Fisher counts as the mean over examples and is multiplied by their number, a gradient as the sum.
+
+    Raises:
+        CheckpointError: Naming the file.
+    """
+    for role, found in inputs.by_role():
+        what = next((word for word in ("fisher", "gradient") if word in role), None)
+        if what is None:
+            continue
+        kinds = ("fisher", "precision") if what == "fisher" else ("gradient",)
+        kind, reduction = found.metadata.get("kind"), found.metadata.get("reduction")
+        if kind in _KINDS and kind not in kinds:
+            raise CheckpointError(f"{found.label} says of itself that it is a {kind}; the recipe names it as a {what}")
+        if reduction == _WRONG_REDUCTION[what] and kind != "precision":
+            other = "mean" if reduction == "sum" else "sum"
+            raise CheckpointError(
+                f"{found.label} holds the {reduction} over examples; a {what} file holds their {other}",
+                hint=f"{'divide' if other == 'mean' else 'multiply'} it by the number of examples",
+            )
 
 
 def posterior_prior(fisher: Checkpoint) -> float | None:

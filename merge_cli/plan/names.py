@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from merge_cli.checkpoint import Checkpoint, StoredTensor
 from merge_cli.errors import CheckpointError, RecipeError, did_you_mean
 from merge_cli.plan.inputs import Inputs
 from merge_cli.recipe import Exclusion, Recipe
+
+# Parts of the names of tensors that have a row for each entry of the vocabulary.
+_VOCABULARY = ("embed", "lm_head", "wte", "shared")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
                     heads[source.label] = source
             else:
                 raise _no_source(recipe, exclusion, name, source, inputs)
-    _check_fit(parts, merged)
+    _check_fit(parts, merged, inputs.base or inputs.models[0])
     copied |= {name: held for name in merged if not (held := _held(inputs.reference, name)).dtype.is_float}
     averaged = frozenset(merged) - copied.keys()
     order = tuple(name for name in names if name in copied or name in averaged)
@@ -107,8 +111,8 @@ def _held(checkpoint: Checkpoint, name: str) -> StoredTensor:
     return found
 
 
-def _check_fit(parts: list[Checkpoint], names: list[str]) -> None:
-    """Every checkpoint must have every merged tensor, in one shape."""
+def _check_fit(parts: list[Checkpoint], names: list[str], donor: Checkpoint) -> None:
+    """Every checkpoint must have every merged tensor, in one shape; ``donor`` is where excluded ones come from."""
     problems: list[str] = []
     wrong: list[str] = []
     for name in names:
@@ -126,7 +130,8 @@ def _check_fit(parts: list[Checkpoint], names: list[str]) -> None:
         wrong.append(name)
     if problems:
         raise CheckpointError(
-            f"the checkpoints differ in {len(problems)} tensors:\n" + "\n".join(problems), hint=_exclusion_hint(wrong)
+            f"the checkpoints differ in {len(problems)} tensors:\n" + "\n".join(problems),
+            hint=_stranger_hint(parts, names) or _exclusion_hint(names, wrong, donor),
         )
 
 
@@ -135,16 +140,45 @@ def _shape(tensor: StoredTensor) -> str:
     return shape if tensor.dtype.is_float else f"{shape} of {tensor.dtype.torch_name}"
 
 
-def _exclusion_hint(names: list[str]) -> str:
-    """Suggest patterns that cover the names, one per module."""
-    parts = ((name, name.rpartition(".")[0]) for name in names)
-    patterns = list(dict.fromkeys(f"'{module}.*'" if module else f"'{name}'" for name, module in parts))
-    if any("embed" in name or "lm_head" in name or "wte" in name for name in names):
+def _stranger_hint(parts: list[Checkpoint], names: list[str]) -> str | None:
+    """Where a checkpoint has hardly a name in common with the first one, no exclusion will mend that."""
+    own = [name for name in names if parts[0].find(name) is not None]
+    for part in parts[1:]:
+        if 2 * sum(part.find(name) is not None for name in own) < len(own):
+            return (
+                f"{part.label} has less than half of the tensors of {parts[0].label}: is it of the same architecture, "
+                "and saved the same way? save_pretrained of the same class gives the same names"
+            )
+    return None
+
+
+def _exclusion_hint(names: list[str], wrong: list[str], donor: Checkpoint) -> str:
+    """Suggest patterns that cover the wrong names and no others."""
+    patterns = _patterns(names, wrong)
+    shown = ", ".join(f"'{pattern}'" for pattern in list(patterns)[:4]) + (", ..." if len(patterns) > 4 else "")
+    lacking = next((pattern for pattern, name in patterns.items() if donor.find(name) is None), None)
+    if lacking is not None:
+        return (
+            f"leave them unmerged with `exclude: [{shown}]`; what {donor.label} does not have is copied from a model, "
+            f"`{{pattern: '{lacking}', from: MODEL}}`, or left out, `{{pattern: '{lacking}', drop: true}}`"
+        )
+    if any(part in name and "position" not in name for name in wrong for part in _VOCABULARY):
         return (
             "the vocabularies differ, or one model has its own head; leave tensors unmerged with "
-            f"`exclude: [{', '.join(patterns[:4])}]`, which copies them from the base"
+            f"`exclude: [{shown}]`, which copies them from {donor.label}"
         )
     return (
-        f"leave them unmerged with `exclude: [{', '.join(patterns[:4])}]`, which copies them from the base; "
+        f"leave them unmerged with `exclude: [{shown}]`, which copies them from {donor.label}; "
         "`{pattern: ..., from: MODEL}` copies from a model, `{pattern: ..., drop: true}` leaves them out"
     )
+
+
+def _patterns(names: list[str], wrong: list[str]) -> dict[str, str]:
+    """Return patterns, each with a name that it covers: whole modules where nothing in them fits, else single names."""
+    fitting = set(names) - set(wrong)
+    held = {name[: dot.start()] for name in fitting for dot in re.finditer(r"\.", name)}
+    patterns: dict[str, str] = {}
+    for name in wrong:
+        module = name.rpartition(".")[0]
+        patterns.setdefault(f"{module}.*" if module and module not in held else name, name)
+    return patterns

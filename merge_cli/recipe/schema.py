@@ -87,6 +87,14 @@ class Exclusion(_Part):
     )
     drop: bool = Field(False, description="leave them out of the merged checkpoint")
 
+    @model_validator(mode="after")
+    def _one_fate(self) -> Self:
+        if self.drop and self.source is not None:
+            raise ValueError(
+                f"'{self.pattern}' is to be dropped and to be copied from {self.source}; give one of the two"
+            )
+        return self
+
 
 def _exclusion(raw: Any) -> Any:
     return {"pattern": raw} if isinstance(raw, str) else raw

@@ -1,6 +1,6 @@
 """Blocks through a method: the only package that knows threads and devices."""
 
-from merge_cli.stream.digests import sha256_of_files
+from merge_cli.stream.digests import RunningDigests, sha256_of_files
 from merge_cli.stream.engine import StreamResult, choose_device, stream
 from merge_cli.stream.fishers import check_fishers
 from merge_cli.stream.progress import Listener, Quiet
@@ -10,6 +10,7 @@ __all__ = [
     "Discard",
     "Listener",
     "Quiet",
+    "RunningDigests",
     "StreamResult",
     "check_fishers",
     "choose_device",

@@ -22,6 +22,7 @@ from merge_cli.errors import RecipeError
 from merge_cli.methods.contract import Diagnosis, Extent, Measure, Measured, Totals
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.allocator import keep_large_buffers
+from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.pool import Job, Pool
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.stages import Chain
@@ -58,6 +59,7 @@ def stream(
     listener: Listener | None = None,
     *,
     precision_writer: Sink | None = None,
+    digests: RunningDigests | None = None,
 ) -> StreamResult:
     """Compute every tensor of the plan and write it.
 
@@ -67,6 +69,7 @@ def stream(
         reader: Where the inputs come from.
         listener: Is told how the work goes.
         precision_writer: Where the posterior precision goes, if anywhere.
+        digests: Hashes the output on the way.
 
     Raises:
         CheckpointError: If an input cannot be read or is not finite.
@@ -77,7 +80,7 @@ def stream(
     device = choose_device(plan.device)
     workers = [Worker(plan, reader, writer, device, precision_writer) for _ in range(plan.threads)]
     chain = Chain(plan, {}, {})
-    _Engine(plan, Pool(workers), listener or Quiet(), chain).run()
+    _Engine(plan, Pool(workers), listener or Quiet(), chain, digests).run()
     counts: Counter[str] = sum((worker.counts for worker in workers), Counter())
     sums = _added_up(workers)
     return StreamResult(dict(sorted(counts.items())), str(device), sums, _diagnosis(chain, sums))
@@ -128,6 +131,7 @@ class _Engine:
     pool: Pool[Worker]
     listener: Listener
     chain: Chain
+    digests: RunningDigests | None
 
     def run(self) -> None:
         """Measure what runs over all tensors, then merge."""
@@ -205,7 +209,7 @@ class _Engine:
             for start, count in self.blocks(span):
                 nbytes = worker.write(worker.read(task.copied, start, count), task, start)
                 self.listener.advance(task.place.name, nbytes)
-            return ()
+            return self._written(task, span)
 
         return copy
 
@@ -220,9 +224,12 @@ class _Engine:
                 if "precision" in block.emitted:
                     worker.write_precision(block.emitted["precision"], task, start)
                 self.listener.advance(task.place.name, nbytes)
-            return ()
+            return self._written(task, span)
 
         return merge
+
+    def _written(self, task: TensorTask, span: _Range) -> _Jobs:
+        return self.digests.add(task.place, *span) if self.digests is not None else ()
 
 
 @dataclass

@@ -34,7 +34,9 @@ class Pool(Generic[W]):
 
         ``jobs`` is consumed as workers become free, so it may be long.
         """
-        self._coming, self._error = iter(jobs), None
+        # A run that ended in an error has left jobs behind, and others that it never saw finished.
+        self._coming, self._error, self._running = iter(jobs), None, 0
+        self._urgent.clear()
         threads = [threading.Thread(target=self._work, args=(context,), daemon=True) for context in self._contexts]
         for thread in threads:
             thread.start()

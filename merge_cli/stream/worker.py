@@ -18,6 +18,8 @@ from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 
 _WIDEST = 8
+# Up to here numbers round to 448, the largest of float8_e4m3fn.
+_MOST_F8_E4M3 = 464
 
 
 class Sink(Protocol):
@@ -158,6 +160,7 @@ class Worker:
         """Cast a result to the output dtype, check it, write it; return how many bytes that were.
 
         Raises:
+            CheckpointError: If it is copied, and not finite where it comes from.
             VerificationError: If it is not finite.
         """
         place = task.place
@@ -165,7 +168,9 @@ class Worker:
         out = self._raw_out[:nbytes].view(to_torch(place.dtype))
         out.copy_(result.reshape(-1))
         allowed = task.copied is not None and self.plan.allow_nonfinite
-        if place.dtype.is_float and not allowed and not _is_finite(out):
+        if place.dtype.is_float and not allowed and not (_is_finite(out) and _fits(result, place.dtype)):
+            if task.copied is not None:
+                self._check_finite(result.to(torch.float64), task.copied)
             source = f"it is copied from {task.copied.file}" if task.copied else "its inputs are finite"
             raise VerificationError(
                 f"'{place.name}' of the output holds NaN or infinity, while {source}",
@@ -173,6 +178,11 @@ class Worker:
             )
         self.writer.write(self._view_out[:nbytes], place, start)
         return nbytes
+
+
+def _fits(values: Tensor, dtype: DType) -> bool:
+    """Whether values are in the range of a dtype; only where torch would give its largest number without a word."""
+    return dtype is not DType.F8_E4M3 or bool((values.to(torch.float32).abs() <= _MOST_F8_E4M3).all())
 
 
 def _is_finite(values: Tensor) -> bool:

@@ -1,0 +1,57 @@
+"""The gradient mismatch of any merged model to joint training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from merge_cli.checkpoint import Checkpoint, Reader, open_checkpoint
+from merge_cli.demo import tiny
+from merge_cli.demo.corpus import Domain
+from merge_cli.demo.recipes import EXPERTS
+from merge_cli.fisher import read_any
+
+# Prior precision, relative to the mean of the base's curvature; the default of gradient matching.
+_RELATIVE_PRIOR = 0.01
+
+
+class Mismatch:
+    """Measures ||sum_t g_t(m) - g_t(θ_t)|| in the metric of 1 / H_0, for any model m.
+
+    Args:
+        folder: Holds the experts' gradients, in ``fisher-1/gradient`` and so on, and ``fisher-base``.
+        domains: Of the experts.
+        examples: Training examples that the gradients were measured on, from the first.
+
+    Source:
+        Equation 10 of Daheim et al. 2024, arXiv 2310.12808, at weight 1, with the gradients measured.
+    """
+
+    def __init__(self, folder: Path, domains: Sequence[Domain], examples: int) -> None:
+        self._data = [(tiny.encode(domain.train[:examples]), len(domain.train)) for domain in domains]
+        own = [_read(open_checkpoint(folder / f"fisher-{i + 1}" / "gradient")) for i in range(len(EXPERTS))]
+        self._own = {name: sum((each[name] for each in own), torch.zeros(())) for name in own[0]}
+        base = open_checkpoint(folder / "fisher-base")
+        curvature = {name: values * float(base.metadata["train_examples"]) for name, values in _read(base).items()}
+        count = sum(values.numel() for values in curvature.values())
+        prior = _RELATIVE_PRIOR * sum(float(values.sum()) for values in curvature.values()) / count
+        self._curvature = {name: values + prior for name, values in curvature.items()}
+
+    def of(self, folder: Path) -> float:
+        """Return the mismatch of the model in a folder."""
+        model = tiny.load(folder)
+        there = [tiny.sum_gradient(model, tokens, examples=examples) for tokens, examples in self._data]
+        squares = 0.0
+        for name, curvature in self._curvature.items():
+            gap = sum((each[name] for each in there), torch.zeros(())) - self._own[name]
+            squares += float((gap.square() / curvature).sum())
+        return math.sqrt(squares)
+
+
+def _read(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    with Reader(checkpoint.files) as reader:
+        return {name: read_any(reader, place).double() for name, place in checkpoint.tensors.items()}

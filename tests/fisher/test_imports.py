@@ -1,0 +1,119 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from merge_cli.errors import CheckpointError, RecipeError
+from merge_cli.fisher.imports import ImportSettings, Kind, import_fisher
+from tests.fisher.folders import save_bert
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    return save_bert(tmp_path / "bert")
+
+
+def trained(folder: Path, path: Path, *, groups: str) -> tuple[dict[str, Tensor], float]:
+    """Take two AdamW steps with known gradients, save the optimiser, and return v by name and 1 - β₂²."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    named = dict(model.named_parameters())
+    bare = [name for name in named if "bias" in name or "LayerNorm" in name]
+    split: list[Any] = [{"params": [value for name, value in named.items() if name not in bare], "weight_decay": 0.1},
+                        {"params": [named[name] for name in bare], "weight_decay": 0.0}]  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        split if groups == "trainer" else list(named.values()), lr=1e-3, betas=(0.9, 0.99), eps=1e-8
+    )
+    expected = {name: torch.zeros_like(value) for name, value in named.items()}
+    torch.manual_seed(5)
+    for _ in range(2):
+        for name, value in named.items():
+            value.grad = torch.randn_like(value)
+            expected[name] = 0.99 * expected[name] + 0.01 * value.grad**2
+        optimizer.step()
+    torch.save(optimizer.state_dict(), path)
+    return expected, 1 - 0.99**2
+
+
+@pytest.mark.parametrize("groups", ["trainer", "single"])
+def test_second_moments_of_adam_are_named_and_scaled_by_the_batch_size(bert: Path, tmp_path: Path, groups: str) -> None:
+    moments, correction = trained(bert, tmp_path / "optimizer.pt", groups=groups)
+    settings = ImportSettings(str(bert), tmp_path / "optimizer.pt", train_examples=1000, batch_size=16)
+    metadata = import_fisher(settings, tmp_path / "out", sync=False)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == load_file(bert / "model.safetensors").keys()
+    for name, value in moments.items():
+        torch.testing.assert_close(found[name], 16 * value / correction, rtol=1e-5, atol=0)
+    expected = {"kind": "fisher", "estimator": "adam", "reduction": "mean", "train_examples": "1000",
+                "batch_size": "16", "steps": "2", "beta2": "0.99", "labels": "true"}  # fmt: skip
+    assert {name: metadata[name] for name in expected} == expected
+
+
+def test_the_batch_size_is_read_from_the_state_of_the_trainer(bert: Path, tmp_path: Path) -> None:
+    trained(bert, tmp_path / "optimizer.pt", groups="trainer")
+    (tmp_path / "trainer_state.json").write_text('{"train_batch_size": 8}')
+    settings = ImportSettings(str(bert), tmp_path / "optimizer.pt", train_examples=10)
+    assert import_fisher(settings, tmp_path / "out", sync=False)["batch_size"] == "8"
+
+
+@pytest.mark.parametrize("missing", ["train_examples", "batch_size"])
+def test_a_number_that_the_scale_needs_is_asked_for(bert: Path, tmp_path: Path, missing: str) -> None:
+    trained(bert, tmp_path / "optimizer.pt", groups="trainer")
+    given: dict[str, Any] = {"train_examples": 10, "batch_size": 4, missing: None}
+    with pytest.raises(RecipeError, match=f"--{missing.replace('_', '-')} is needed"):
+        import_fisher(ImportSettings(str(bert), tmp_path / "optimizer.pt", **given), tmp_path / "out")
+
+
+def test_a_safetensors_file_of_second_moments_is_read_by_name(bert: Path, tmp_path: Path) -> None:
+    shape = load_file(bert / "model.safetensors")["classifier.weight"].shape
+    save_file({"classifier.weight.exp_avg_sq": torch.full(shape, 0.5)}, tmp_path / "v.safetensors")
+    settings = ImportSettings(
+        str(bert), tmp_path / "v.safetensors", train_examples=10, batch_size=4, steps=1, beta2=0.75
+    )
+    import_fisher(settings, tmp_path / "out", sync=False)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    # 4 * 0.5 / (1 - 0.75) = 8
+    torch.testing.assert_close(found, {"classifier.weight": torch.full(shape, 8.0)})
+
+
+def test_the_hessian_of_ivon_is_the_mean_fisher_and_its_sample_size_the_examples(bert: Path, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(bert)
+    numel = sum(value.numel() for value in model.parameters())
+    hessian = torch.rand(numel)
+    group = {"params": list(range(len(list(model.parameters())))), "hess": hessian, "ess": 500.0, "weight_decay": 0.01}
+    torch.save({"state": {}, "param_groups": [group]}, tmp_path / "ivon.pt")
+    metadata = import_fisher(ImportSettings(str(bert), tmp_path / "ivon.pt", Kind.IVON), tmp_path / "out", sync=False)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    first = next(iter(dict(model.named_parameters())))
+    torch.testing.assert_close(found[first].flatten(), hessian[: found[first].numel()])
+    assert (metadata["train_examples"], metadata["prior_precision"]) == ("500", "5")
+
+
+def test_a_state_of_another_model_is_refused(bert: Path, tmp_path: Path) -> None:
+    other = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(other.parameters())
+    other(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    settings = ImportSettings(str(bert), tmp_path / "optimizer.pt", train_examples=10, batch_size=4)
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        import_fisher(settings, tmp_path / "out")
+
+
+def test_first_moments_are_not_taken_for_second_ones(bert: Path, tmp_path: Path) -> None:
+    shape = load_file(bert / "model.safetensors")["classifier.weight"].shape
+    save_file({"classifier.weight": torch.full(shape, -0.5)}, tmp_path / "v.safetensors")
+    settings = ImportSettings(
+        str(bert), tmp_path / "v.safetensors", train_examples=10, batch_size=4, steps=1, beta2=0.75
+    )
+    with pytest.raises(CheckpointError, match="negative numbers"):
+        import_fisher(settings, tmp_path / "out")
+
+
+def test_an_optimizer_without_second_moments_is_refused(bert: Path, tmp_path: Path) -> None:
+    torch.save({"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"params": [0]}]}, tmp_path / "o.pt")
+    with pytest.raises(CheckpointError, match="has no exp_avg_sq"):
+        import_fisher(ImportSettings(str(bert), tmp_path / "o.pt", train_examples=1, batch_size=1), tmp_path / "out")
