@@ -61,7 +61,7 @@ class Comparison:
                 wanted.append(self._keep(trial, best))
         wanted.append(("joint", "trained on all three", "trained"))
         self._say("scoring every model, and measuring its gradient mismatch")
-        rows = self._pool.map(lambda each: self._row(*each, reports), wanted)
+        rows = self._pool.map(lambda each: self._row(each, reports), wanted)
         return tuple(rows), tuple(curves.values())
 
     def remove(self) -> tuple[Removal, ...]:
@@ -116,7 +116,8 @@ class Comparison:
         self._merge(tuned)
         return f"merged/{tuned.name}", tuned.title, f"tuned, {key} {value:g}"
 
-    def _row(self, name: str, title: str, chosen: str, reports: Mapping[str, MergeReport]) -> Row:
+    def _row(self, which: tuple[str, str, str], reports: Mapping[str, MergeReport]) -> Row:
+        name, title, chosen = which
         scores = self._score(self._folder / name, self._test, list(self._test))
         mean = _mean([scores[domain.name] for domain in self._domains[1:]])
         report = reports.get(name.removeprefix("merged/"))

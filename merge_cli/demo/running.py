@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -72,7 +72,6 @@ def run_demo(folder: Path, *, say: Say, seed: int = 0, quick: bool = False) -> D
         raise RecipeError(f"{folder} exists and is not an empty folder", hint="give another folder")
     scale = _QUICK if quick else _FULL
     with _quietly(), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        tiny.libraries()
         domains = load_domains(scale.sizes, seed=seed)
         for domain in domains:
             say(f"text: {domain.name}, {domain.what}")
@@ -173,10 +172,8 @@ def _everywhere(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Itera
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keep the libraries' progress bars away, and give each worker one thread, which is fastest for small models."""
-    import datasets
-    import transformers
-
-    logging: Any = transformers.utils.logging
+    transformers, datasets = tiny.libraries()
+    logging = transformers.utils.logging
     threads, verbosity, bars = torch.get_num_threads(), logging.get_verbosity(), logging.is_progress_bar_enabled()
     torch.set_num_threads(1)
     logging.set_verbosity_error()

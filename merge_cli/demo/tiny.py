@@ -56,25 +56,25 @@ class Training:
     rate: float
 
 
-def libraries() -> Any:
-    """Return transformers.
+def libraries() -> tuple[Any, Any]:
+    """Return transformers and datasets.
 
     Raises:
-        RecipeError: If it, or the datasets library, is missing.
+        RecipeError: If one of them is missing.
     """
     try:
-        import datasets  # type: ignore[import-untyped]  # noqa: F401
+        import datasets  # type: ignore[import-untyped]
         import transformers
     except ImportError as error:
         raise RecipeError(
             "the demonstration needs transformers and datasets", hint="pip install transformers datasets"
         ) from error
-    return transformers
+    return transformers, datasets
 
 
 def new_model(seed: int, *, hidden: int) -> Any:
     """Return an untrained Llama of two layers whose tokens are bytes."""
-    transformers = libraries()
+    transformers, _ = libraries()
     config = transformers.LlamaConfig(
         vocab_size=_BYTES + 1, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256, pad_token_id=_PAD,
@@ -93,14 +93,15 @@ def save(model: Any, folder: Path) -> None:
 
 def load(folder: Path) -> Any:
     """Return the model that a folder holds."""
-    return libraries().AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    transformers, _ = libraries()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def _tokenizer() -> Any:
     """Build a tokenizer that takes each byte for a token, with the byte as its number."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    transformers = libraries()
+    transformers, _ = libraries()
     vocabulary = {character: byte for byte, character in enumerate(_characters_of_bytes())} | {"<pad>": _PAD}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -157,7 +158,7 @@ def train(model: Any, tokens: Tensor, how: Training, *, seed: int, penalty: Pena
 def evaluate(model: Any, tokens: Tensor) -> Score:
     """Score a model on held-out text, shape ``(examples, characters)``."""
     loss = correct = count = 0.0
-    for batch in tokens.split(_EVALUATION_BATCH):
+    for batch in torch.split(tokens, _EVALUATION_BATCH):
         logits, wanted = model(input_ids=batch).logits[:, :-1].float(), batch[:, 1:]
         loss += float(functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum"))
         correct += float((logits.argmax(dim=-1) == wanted).sum())
@@ -168,9 +169,9 @@ def evaluate(model: Any, tokens: Tensor) -> Score:
 def sum_gradient(model: Any, tokens: Tensor, *, examples: float) -> Mapping[str, Tensor]:
     """Return the gradient of the loss summed over ``examples`` examples, of which these are a sample, in float64."""
     model.zero_grad(set_to_none=True)
-    for batch in tokens.split(_EVALUATION_BATCH):
+    for batch in torch.split(tokens, _EVALUATION_BATCH):
         logits = model(input_ids=batch).logits[:, :-1].float()
-        functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").backward()
+        functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").backward()  # type: ignore[no-untyped-call]
     factor = examples / len(tokens)
     found = {name: parameter.grad.double() * factor for name, parameter in model.named_parameters()}
     model.zero_grad(set_to_none=True)

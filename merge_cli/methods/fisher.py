@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from merge_cli.kernels import exact_sums, grain_sums, sum_models, weighted_sum
+from merge_cli.kernels import sum_models, weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Extent,
     Measure,
-    Measured,
     Method,
     Need,
     Params,
     Totals,
     Weights,
+    measure_sums,
     per_model,
     setting,
 )
@@ -86,26 +86,19 @@ def _fallback(models: Tensor, weights: list[float], params: FisherParams) -> Ten
 
 def _measure(params: FisherParams) -> Measure:
     """Measure each Fisher's mean and L2 norm over the model."""
-
-    def start(totals: Totals, params: FisherParams) -> Totals:
-        return totals
-
-    def fold(_: Totals, sums: list[Tensor] | None, block: Block, params: FisherParams) -> list[Tensor]:
-        raw = torch.vstack([block.fisher, block.base_fisher]) if params.include_base else block.fisher
-        wide = raw.double()
-        return [*(sums or ()), grain_sums(torch.vstack([wide, wide * wide]))]
-
-    def combine(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-        left.extend(right)
-        return left
-
-    def finish(totals: Any, parts: list[Tensor]) -> Measured:
-        sums = exact_sums(parts)
-        half = len(sums) // 2
-        return Measured([(sums[i] / totals.numel, math.sqrt(sums[half + i])) for i in range(half)])
-
     needs = {Need.FISHER, Need.BASE_FISHER} if params.include_base else {Need.FISHER}
-    return Measure(frozenset(needs), Extent.MODEL, start, fold, combine, finish)
+    return measure_sums(frozenset(needs), Extent.MODEL, _rows, _means_and_norms)
+
+
+def _rows(block: Block, params: FisherParams) -> Tensor:
+    raw = torch.vstack([block.fisher, block.base_fisher]) if params.include_base else block.fisher
+    wide = raw.double()
+    return torch.vstack([wide, wide * wide])
+
+
+def _means_and_norms(totals: Totals, _: FisherParams, sums: list[float]) -> list[tuple[float, float]]:
+    half = len(sums) // 2
+    return [(total / totals.numel, math.sqrt(square)) for total, square in zip(sums[:half], sums[half:], strict=True)]
 
 
 def _needs(params: FisherParams, given: frozenset[Need]) -> frozenset[Need]:

@@ -11,18 +11,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import exact_sums, grain_sums, weighted_sum
+from merge_cli.kernels import weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Diagnosis,
     Extent,
     Measure,
-    Measured,
     Method,
     Need,
     Params,
     Totals,
     Weights,
+    measure_sums,
     per_model,
     setting,
 )
@@ -164,31 +164,22 @@ def _measure(params: GradientMatchingParams) -> Measure | None:
     if params.prior_precision != "auto" and params.curvature_floor == 0 and params.anchor != "auto":
         return None
 
-    def start(totals: Totals, params: GradientMatchingParams) -> Totals:
-        return totals
-
-    def fold(_: Totals, sums: list[Tensor] | None, block: Block, params: GradientMatchingParams) -> list[Tensor]:
-        base = block.base_curvature if block.has(Need.BASE_CURVATURE) else torch.zeros_like(block.curvature[0])
-        rows = [base[None], block.curvature]
-        if block.has(Need.GRADIENTS):
-            squares = block.deltas.square()
-            rows += [block.gradients * block.deltas, squares * base, squares]
-        return [*(sums or ()), grain_sums(torch.cat(rows))]
-
-    def combine(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-        left.extend(right)
-        return left
-
-    def finish(totals: Any, sums: list[Tensor]) -> Measured:
-        return Measured(_scales(params, totals, exact_sums(sums)))
-
     needs = {Need.CURVATURE, Need.BASE_CURVATURE}
     if params.anchor == "auto":
         needs |= {Need.GRADIENTS, Need.DELTAS}
-    return Measure(frozenset(needs), Extent.MODEL, start, fold, combine, finish)
+    return measure_sums(frozenset(needs), Extent.MODEL, _rows, _scales)
 
 
-def _scales(params: GradientMatchingParams, totals: Totals, sums: list[float]) -> Scales:
+def _rows(block: Block, _: GradientMatchingParams) -> Tensor:
+    base = block.base_curvature if block.has(Need.BASE_CURVATURE) else torch.zeros_like(block.curvature[0])
+    rows = [base[None], block.curvature]
+    if block.has(Need.GRADIENTS):
+        squares = block.deltas.square()
+        rows += [block.gradients * block.deltas, squares * base, squares]
+    return torch.cat(rows)
+
+
+def _scales(totals: Totals, params: GradientMatchingParams, sums: list[float]) -> Scales:
     """Turn sums over the model into scales."""
     n = totals.n
     base, own = sums[0] / totals.numel, [each / totals.numel for each in sums[1 : n + 1]]

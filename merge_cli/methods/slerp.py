@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import exact_sums, grain_sums, slerp_coefficients
-from merge_cli.methods.contract import Block, Extent, Measure, Measured, Method, Need, Params, Totals
+from merge_cli.kernels import slerp_coefficients
+from merge_cli.methods.contract import Block, Extent, Method, Need, Params, Totals, measure_sums
 
 
 class SlerpParams(Params):
@@ -26,25 +25,15 @@ def slerp(block: Block, params: SlerpParams) -> Tensor:
     return merged.add_(block.models[0], alpha=second)
 
 
-def _measure(_: SlerpParams) -> Measure:
-    """Measure the Gram matrix of the two vectors, then what each is multiplied with."""
+def _rows(block: Block, _: SlerpParams) -> Tensor:
+    first, second = block.base.double(), block.models[0].double()
+    return torch.stack([first * first, second * second, first * second])
 
-    def start(totals: Totals, params: SlerpParams) -> SlerpParams:
-        return params
 
-    def fold(_: SlerpParams, sums: list[Tensor] | None, block: Block, params: SlerpParams) -> list[Tensor]:
-        first, second = block.base.double(), block.models[0].double()
-        return [*(sums or ()), grain_sums(torch.stack([first * first, second * second, first * second]))]
-
-    def combine(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-        left.extend(right)
-        return left
-
-    def finish(params: Any, parts: list[Tensor]) -> Measured:
-        square_first, square_second, dot = exact_sums(parts)
-        return Measured(slerp_coefficients(math.sqrt(square_first), math.sqrt(square_second), dot, params.t))
-
-    return Measure(frozenset({Need.BASE, Need.MODELS}), Extent.TENSOR, start, fold, combine, finish)
+def _coefficients(_: Totals, params: SlerpParams, sums: list[float]) -> tuple[float, float]:
+    """Turn the Gram matrix of the two vectors into what each is multiplied with."""
+    square_first, square_second, dot = sums
+    return slerp_coefficients(math.sqrt(square_first), math.sqrt(square_second), dot, params.t)
 
 
 METHOD = Method(
@@ -57,5 +46,5 @@ METHOD = Method(
     differs="the angle is measured in float64 whatever the checkpoints hold; where one of the two tensors is zero the "
     "other is taken by its share of the straight line, in mergekit by sin(t π/2)",
     models=(1, 1),
-    measure=_measure,
+    measure=lambda params: measure_sums(frozenset({Need.BASE, Need.MODELS}), Extent.TENSOR, _rows, _coefficients),
 )

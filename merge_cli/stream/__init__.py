@@ -1,9 +1,11 @@
 """Blocks through a method: the only package that knows threads and devices."""
 
+from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests, sha256_of_files
-from merge_cli.stream.engine import StreamResult, choose_device, stream
+from merge_cli.stream.engine import stream
 from merge_cli.stream.fishers import check_fishers
 from merge_cli.stream.progress import Listener, Quiet
+from merge_cli.stream.result import StreamResult
 from merge_cli.stream.worker import Discard
 
 __all__ = [

@@ -8,23 +8,21 @@ tensors come first, one pass over the inputs per round.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from merge_cli.checkpoint import Reader
-from merge_cli.errors import RecipeError
-from merge_cli.methods.contract import Diagnosis, Extent, Measure, Measured, Totals
+from merge_cli.methods.contract import Extent, Measure, Measured, Totals
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.allocator import keep_large_buffers
+from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.pool import Job, Pool
 from merge_cli.stream.progress import Listener, Quiet
+from merge_cli.stream.result import StreamResult, added_up, diagnosis
 from merge_cli.stream.stages import Chain
 from merge_cli.stream.worker import Sink, Worker
 
@@ -33,23 +31,6 @@ _SAMPLE_RUN = 1024
 
 _Range = tuple[int, int]
 _Jobs = Iterable[Job[Worker]]
-
-
-@dataclass(frozen=True)
-class StreamResult:
-    """What happened on the way.
-
-    Attributes:
-        counts: How often what the method counts occurred.
-        device: What it ran on.
-        sums: Tensor -> what the method summed over it.
-        diagnosis: What the method makes of the sums.
-    """
-
-    counts: dict[str, int]
-    device: str
-    sums: dict[str, dict[str, float]]
-    diagnosis: Diagnosis
 
 
 def stream(
@@ -82,47 +63,8 @@ def stream(
     chain = Chain(plan, {}, {})
     _Engine(plan, Pool(workers), listener or Quiet(), chain, digests).run()
     counts: Counter[str] = sum((worker.counts for worker in workers), Counter())
-    sums = _added_up(workers)
-    return StreamResult(dict(sorted(counts.items())), str(device), sums, _diagnosis(chain, sums))
-
-
-def _added_up(workers: Sequence[Worker]) -> dict[str, dict[str, float]]:
-    """Add up what the method summed over each tensor, exactly, so that threads do not change it."""
-    names = sorted({name for worker in workers for name, sums in worker.sums.items() if sums})
-    found: dict[str, dict[str, float]] = {}
-    for name in names:
-        each = [worker.sums.get(name, {}) for worker in workers]
-        keys = dict.fromkeys(key for sums in each for key in sums)
-        found[name] = {key: math.fsum(x for sums in each for x in sums.get(key, ())) for key in keys}
-    return found
-
-
-def _diagnosis(chain: Chain, sums: Mapping[str, Mapping[str, float]]) -> Diagnosis:
-    first = next(iter(chain.plan.merged), None)
-    if first is None:
-        return Diagnosis({})
-    keys = dict.fromkeys(key for each in sums.values() for key in each)
-    totals = {key: math.fsum(each.get(key, 0.0) for each in sums.values()) for key in keys}
-    return chain.plan.method.diagnose(totals, chain.whole.get(chain.method_stage), first.params)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device to compute on; ``auto`` takes a GPU where there is one.
-
-    Raises:
-        RecipeError: If there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f"--device {name}: expected auto, cpu or cuda[:N]") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RecipeError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    if device.type not in ("cpu", "cuda"):
-        raise RecipeError(f"--device {name}: expected auto, cpu or cuda[:N]")
-    return device
+    sums = added_up(workers)
+    return StreamResult(dict(sorted(counts.items())), str(device), sums, diagnosis(chain, sums))
 
 
 @dataclass(frozen=True)

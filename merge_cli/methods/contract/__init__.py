@@ -14,6 +14,7 @@ from merge_cli.methods.contract.params import (
     per_model,
     setting,
 )
+from merge_cli.methods.contract.sums import measure_sums
 
 __all__ = [
     "Block",
@@ -34,6 +35,7 @@ __all__ = [
     "field_default",
     "is_constant",
     "is_per_model",
+    "measure_sums",
     "per_model",
     "setting",
 ]

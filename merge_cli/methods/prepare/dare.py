@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import drop_and_rescale, exact_sums, grain_sums
-from merge_cli.methods.contract import Block, Extent, Measure, Measured, Need, Params, Step, Totals
+from merge_cli.kernels import drop_and_rescale
+from merge_cli.methods.contract import Block, Extent, Measure, Need, Params, Step, Totals, measure_sums
 
 Rescale = bool | Literal["l1"]
 
@@ -53,24 +53,14 @@ def measure_l1(density_of: Any) -> Measure:
         A measure whose value is a list of (before, after).
     """
 
-    def fold(_: None, sums: list[Tensor] | None, block: Block, params: Any) -> list[Tensor]:
+    def rows(block: Block, params: Any) -> Tensor:
         magnitude = block.deltas.abs()
-        kept = magnitude * block.keep_mask(density_of(params, block.n))
-        return [*(sums or ()), grain_sums(torch.vstack([magnitude, kept]))]
+        return torch.vstack([magnitude, magnitude * block.keep_mask(density_of(params, block.n))])
 
-    def combine(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
-        left.extend(right)
-        return left
+    def value(totals: Totals, params: Any, sums: list[float]) -> list[tuple[float, float]]:
+        return list(zip(sums[: totals.n], sums[totals.n :], strict=True))
 
-    def finish(_: None, sums: list[Tensor]) -> Measured:
-        found = exact_sums(sums)
-        half = len(found) // 2
-        return Measured(list(zip(found[:half], found[half:], strict=True)))
-
-    def start(totals: Totals, params: Any) -> None:
-        return None
-
-    return Measure(frozenset({Need.DELTAS}), Extent.TENSOR, start, fold, combine, finish)
+    return measure_sums(frozenset({Need.DELTAS}), Extent.TENSOR, rows, value)
 
 
 def _measure(params: DareParams) -> Measure | None:
