@@ -72,3 +72,8 @@ def listed(names: Iterable[str], *, most: int = 8) -> str:
     everything = list(names)
     shown = ", ".join(everything[:most])
     return shown if len(everything) <= most else f"{shown} and {len(everything) - most} more"
+
+
+def count_of(count: int, what: str) -> str:
+    """Write a count with its noun: ``1 tensor``, ``3 tensors``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -77,7 +77,7 @@ def plan(
     if every_tensor:
         tensors = _table("tensor", "dtype", "shape", "")
         for task in planned.tasks:
-            what = "copied" if task.copied is not None else str(task.params)
+            what = json.dumps(task.params.model_dump(mode="json", by_alias=True)) if task.params else "copied"
             shape = " x ".join(map(str, task.place.shape))
             tensors.add_row(task.place.name, task.place.dtype.torch_name, shape, what)
         console.print(tensors)

@@ -114,7 +114,8 @@ def _account(
     block.add("step", precision * step.square())
     for i, delta in enumerate(block.deltas):
         block.add(f"delta_{i}", precision * delta.square())
-    metric = precision.square() / torch.where(prior > 0, prior, precision.clamp(min=1e-30))
+    # In this order, because the square of a large precision is no float32.
+    metric = precision / torch.where(prior > 0, prior, precision.clamp(min=1e-30)) * precision
     block.add("mismatch_gradient_matching", metric * (step - target).square())
     mean = [1 / block.n] * block.n
     for scheme, weights in (("task_arithmetic", params.weight), ("linear", mean)):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, StoredTensor, lay_out, parse_float_dtype
-from merge_cli.errors import CheckpointError, RecipeError, listed
+from merge_cli.errors import CheckpointError, RecipeError, count_of, listed
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
 from merge_cli.plan.fishers import check_kinds, posterior_prior, stale_expert_warnings
@@ -55,6 +55,7 @@ def build_plan(
     inputs = open_inputs(recipe, method, _needs(recipe, method, settings), files or Files())
     check_kinds(inputs)
     names = decide_names(recipe, inputs)
+    _check_companions(inputs, sorted(names.merged))
     lookup = ParameterLookup(recipe, method, inputs.entries)
     steps = tuple((name, find_step(name).params.model_validate(given)) for name, given in recipe.prepare.items())
     layout = _layout(recipe, inputs, names, shard_size)
@@ -138,39 +139,49 @@ def _tasks(
                 yield TensorTask(place, copied=names.copied[name])
                 continue
             params = lookup.for_tensor(name, positions.get(name, 0.0))
-            models = _of_each(inputs.models, name, "")
+            models = _of_each(inputs.models, name)
             if method.copies(params) and not prepared:
                 yield TensorTask(place, copied=models[0])
                 continue
             yield TensorTask(
                 place,
                 models=models,
-                base=_of_each([inputs.base], name, "")[0] if inputs.base and inputs.uses_base else None,
-                fishers=_of_each(inputs.fishers, name, "Fisher", place.shape),
-                base_fisher=_of_each([inputs.base_fisher], name, "Fisher", place.shape)[0]
-                if inputs.base_fisher
-                else None,
-                gradients=_of_each(inputs.gradients, name, "gradient", place.shape),
+                base=_of_each([inputs.base], name)[0] if inputs.base and inputs.uses_base else None,
+                fishers=_of_each(inputs.fishers, name),
+                base_fisher=_of_each([inputs.base_fisher], name)[0] if inputs.base_fisher else None,
+                gradients=_of_each(inputs.gradients, name),
                 params=params,
             )
 
 
-def _of_each(
-    checkpoints: Iterable[Checkpoint], name: str, what: str, shape: tuple[int, ...] | None = None
-) -> tuple[StoredTensor, ...]:
-    """Return the tensor of this name in each checkpoint; in Fishers and gradients it may be missing or misshapen."""
-    found: list[StoredTensor] = []
-    for checkpoint in checkpoints:
-        tensor = checkpoint.find(name)
-        if tensor is None or not tensor.dtype.is_float or (shape is not None and tensor.shape != shape):
-            problem = "lacks it" if tensor is None else f"has it as {list(tensor.shape)} of {tensor.dtype.torch_name}"
-            raise CheckpointError(
-                f"'{name}' is merged, but the {what} {checkpoint.label} {problem}; "
-                f"expected {list(shape or ())} of float32",
-                hint=f"is it the {what} of this model? leave tensors without one unmerged with `exclude:`",
-            )
-        found.append(tensor)
-    return tuple(found)
+def _of_each(checkpoints: Iterable[Checkpoint], name: str) -> tuple[StoredTensor, ...]:
+    """Return the tensor of this name in each checkpoint; that they fit has been checked."""
+    found = [checkpoint.find(name) for checkpoint in checkpoints]
+    return tuple(tensor for tensor in found if tensor is not None)
+
+
+def _check_companions(inputs: Inputs, merged: Iterable[str]) -> None:
+    """Fishers and gradients must have every merged tensor in the model's shape; all that do not are listed."""
+    names = list(merged)
+    base = [inputs.base_fisher] if inputs.base_fisher is not None else []
+    for what, checkpoints in (("Fisher", [*inputs.fishers, *base]), ("gradient", inputs.gradients)):
+        for checkpoint in checkpoints:
+            problems = [line for name in names if (line := _misfit(checkpoint, name, inputs.reference))]
+            if problems:
+                raise CheckpointError(
+                    f"the {what} {checkpoint.label} does not fit the models in {count_of(len(problems), 'tensor')}:\n"
+                    + "\n".join(problems),
+                    hint=f"is it the {what} of this model? leave tensors without one unmerged with `exclude:`",
+                )
+
+
+def _misfit(checkpoint: Checkpoint, name: str, reference: Checkpoint) -> str | None:
+    tensor, wanted = checkpoint.find(name), reference.find(name)
+    if tensor is None or wanted is None:
+        return f"  {name} is missing"
+    if tensor.shape == wanted.shape and tensor.dtype.is_float:
+        return None
+    return f"  {name} is {list(tensor.shape)} of {tensor.dtype.torch_name}, expected {list(wanted.shape)} of float32"
 
 
 def _check_measures(recipe: Recipe, method: Method, all_params: list[Params]) -> None:
@@ -245,7 +256,7 @@ def _warnings(recipe: Recipe, inputs: Inputs, names: Names, merged: list[TensorT
             "output has; give dtype to keep them"
         )
     if names.dropped:
-        yield f"{names.dropped} tensors are left out, as the recipe says"
+        yield f"{count_of(names.dropped, 'tensor')} left out, as the recipe says"
     yield from _unused(recipe, inputs)
     yield from stale_expert_warnings(inputs)
     if not inputs.reference.config:

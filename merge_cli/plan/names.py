@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from merge_cli.checkpoint import Checkpoint, StoredTensor
-from merge_cli.errors import CheckpointError, RecipeError, did_you_mean
+from merge_cli.errors import CheckpointError, RecipeError, count_of, did_you_mean
 from merge_cli.plan.inputs import Inputs
 from merge_cli.recipe import Exclusion, Recipe
 
@@ -77,13 +77,18 @@ def _source(recipe: Recipe, inputs: Inputs, exclusion: Exclusion) -> Checkpoint:
         return inputs.base or inputs.models[0]
     candidates = [*([inputs.base] if inputs.base else []), *inputs.models]
     for checkpoint in candidates:
-        if checkpoint.label == exclusion.source:
+        if _plain(checkpoint.label) == _plain(exclusion.source):
             return checkpoint
     labels = [checkpoint.label for checkpoint in candidates]
     raise RecipeError(
         f"{recipe.origin.at('exclude')}: '{exclusion.source}' is not a model of this recipe",
         hint=did_you_mean(exclusion.source, labels) or f"there are {', '.join(labels)}",
     )
+
+
+def _plain(reference: str) -> str:
+    """Return a reference without what only decorates a path: ``./a/`` and ``a`` are the same."""
+    return reference.removeprefix("./").rstrip("/")
 
 
 def _no_source(recipe: Recipe, exclusion: Exclusion, name: str, source: Checkpoint, inputs: Inputs) -> RecipeError:
@@ -130,7 +135,7 @@ def _check_fit(parts: list[Checkpoint], names: list[str], donor: Checkpoint) -> 
         wrong.append(name)
     if problems:
         raise CheckpointError(
-            f"the checkpoints differ in {len(problems)} tensors:\n" + "\n".join(problems),
+            f"the checkpoints differ in {count_of(len(problems), 'tensor')}:\n" + "\n".join(problems),
             hint=_stranger_hint(parts, names) or _exclusion_hint(names, wrong, donor),
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.")
 _LAYER_KEYS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
+    "decoder_num_hidden_layers",
 )  # fmt: skip
 
 

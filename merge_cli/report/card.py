@@ -21,7 +21,7 @@ def model_card(plan: MergePlan, name: str, *, tool: str) -> str:
     """
     method = plan.method
     labels = list(dict.fromkeys(each.label for each in plan.inputs if each.role == "base" or "model" in each.role))
-    on_hub = [label.partition("@")[0] for label in labels if _looks_like_hub_id(label, plan)]
+    on_hub = list(dict.fromkeys(label.partition("@")[0] for label in labels if _looks_like_hub_id(label, plan)))
     front = {
         "base_model": on_hub,
         "base_model_relation": "merge",
@@ -38,7 +38,7 @@ def model_card(plan: MergePlan, name: str, *, tool: str) -> str:
         "",
         f"# {name}",
         "",
-        f"A merge of {plan.n or 1} model{'s' if plan.n != 1 else ''} by `{plan.recipe.merge_method}` "
+        f"A merge of {plan.n or 1} model{'s' if plan.n > 1 else ''} by `{plan.recipe.merge_method}` "
         f"({method.summary}), made with {tool}.",
         "",
         f"    {method.equation}",

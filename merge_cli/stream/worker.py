@@ -171,13 +171,18 @@ class Worker:
         if place.dtype.is_float and not allowed and not (_is_finite(out) and _fits(result, place.dtype)):
             if task.copied is not None:
                 self._check_finite(result.to(torch.float64), task.copied)
-            source = f"it is copied from {task.copied.file}" if task.copied else "its inputs are finite"
-            raise VerificationError(
-                f"'{place.name}' of the output holds NaN or infinity, while {source}",
-                hint=f"{place.dtype.torch_name} may be too narrow for it; choose a wider out_dtype, or smaller weights",
-            )
+            raise self._not_finite(place)
         self.writer.write(self._view_out[:nbytes], place, start)
         return nbytes
+
+    def _not_finite(self, place: StoredTensor) -> VerificationError:
+        if self.counts["nonfinite"]:
+            why = "as did an input that --allow-nonfinite let through"
+            hint = "leave such tensors unmerged with `exclude:`, or mend the checkpoint"
+        else:
+            why = "though its inputs are finite"
+            hint = f"{place.dtype.torch_name} may be too narrow for it; choose a wider out_dtype, or smaller weights"
+        return VerificationError(f"'{place.name}' of the output holds NaN or infinity, {why}", hint=hint)
 
 
 def _fits(values: Tensor, dtype: DType) -> bool:
