@@ -15,6 +15,7 @@ from merge_cli import __version__
 from merge_cli.cli.looking import inspect, methods, schema
 from merge_cli.cli.measuring import fisher, mismatch
 from merge_cli.cli.merging import merge, plan
+from merge_cli.cli.trying import demo
 from merge_cli.errors import Interrupted, MergeError, ResourceError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 for command in (merge, plan, mismatch, methods, inspect, schema):
     app.command()(command)
 app.add_typer(fisher, name="fisher")
+app.command()(demo)
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -36,6 +37,11 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the F
 Force = Annotated[bool, typer.Option("--force", help="Replace a Fisher that is there.")]
 Fsync = Annotated[bool, typer.Option("--fsync/--no-fsync", help="Wait until the output is on the device.")]
 Quietly = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Changes speed and memory, not the result.")]
+_MaxLength = Annotated[int, typer.Option(min=1, help="Tokens at which texts are cut off.")]
+_TextColumn = Annotated[str | None, typer.Option(help="Column of the text.")]
+_LabelColumn = Annotated[str | None, typer.Option(help="Column of the label.")]
+_ImageColumn = Annotated[str | None, typer.Option(help="Column of the image.")]
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="Path or hub id.", show_default=False)]
 
 
@@ -50,12 +56,12 @@ def measure(
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Labels drawn per example or token (sampled).")] = 1,
     examples: Annotated[int, typer.Option(min=0, help="Examples to use at most; 0 for all.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="Changes speed and memory, not the result.")] = 8,
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens at which texts are cut off.")] = 512,
+    batch_size: _BatchSize = 8,
+    max_length: _MaxLength = 512,
     seed: Annotated[int, typer.Option(help="Of shuffling, drawn labels and masked tokens.")] = 0,
-    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the image.")] = None,
+    text_column: _TextColumn = None,
+    label_column: _LabelColumn = None,
+    image_column: _ImageColumn = None,
     subset: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
     split: Annotated[str | None, typer.Option(help="Part of the data; default: train, or the only one.")] = None,
     shuffle: Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Shuffle the data by seed.")] = True,
@@ -79,7 +85,7 @@ def measure(
 ) -> None:
     """Measure the Fisher diagonal of MODEL on DATA and write it to DIR."""
     from merge_cli.cli.progress import counting
-    from merge_cli.fisher import Columns, Estimator, FisherSettings, Source, Task, estimate_fisher
+    from merge_cli.fisher import Columns, Estimator, FisherSettings, Source, Task, estimate_fisher, measuring_folder
     from merge_cli.stream import choose_device
 
     settings = FisherSettings(
@@ -101,8 +107,16 @@ def measure(
         parts=parts,
         checkpoint_every=checkpoint_every,
     )
-    with counting("measuring", visible=not quiet and not as_json) as progress:
-        report = estimate_fisher(settings, out, force=force, sync=fsync, progress=progress)
+    try:
+        with counting("measuring", visible=not quiet and not as_json) as progress:
+            report = estimate_fisher(settings, out, force=force, sync=fsync, progress=progress)
+    except Exception:
+        raise
+    except BaseException:
+        # A signal ends the program here.
+        if measuring_folder(out).is_dir() and not quiet:
+            typer.echo(f"what was summed so far is in {measuring_folder(out)}: the same command continues", err=True)
+        raise
     if as_json:
         content = {"out": str(out), "metadata": report.metadata, "ways": report.ways, "unusable": report.unusable}
         typer.echo(json.dumps(content | {"unmeasured": list(report.unmeasured), "warnings": list(report.warnings)}))
@@ -128,7 +142,18 @@ def import_(
     out: Out,
     kind: Annotated[str, typer.Option(help="adam or ivon.")] = "adam",
     train_examples: Annotated[int | None, typer.Option(min=1, help="Size of the training set.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples per optimizer step (adam).")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Examples per optimizer step in all: over all devices and accumulated passes (adam)."),
+    ] = None,
+    tokens: Annotated[
+        float | None,
+        typer.Option(
+            "--tokens-per-example",
+            min=1,
+            help="Mean number of labelled tokens; for models with a label per token, whose loss is a mean over tokens.",
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps taken; default: read from the state.")] = None,
     beta2: Annotated[float | None, typer.Option(min=0, max=1, help="Default: read from the state, or 0.999.")] = None,
     force: Force = False,
@@ -136,11 +161,14 @@ def import_(
     quiet: Quietly = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn the second moments that an optimizer kept while training MODEL into a Fisher, at no cost."""
+    """Turn the second moments that an optimizer kept while training MODEL into a Fisher, at no cost.
+
+    Clipped gradients make it smaller than it is. `optimizer.pt` is what transformers' Trainer writes.
+    """
     from merge_cli.fisher import ImportSettings, Kind, import_fisher
 
     chosen = _choice("--kind", kind, Kind) or Kind.ADAM
-    settings = ImportSettings(model, source, chosen, train_examples, batch_size, steps, beta2)
+    settings = ImportSettings(model, source, chosen, train_examples, batch_size, steps, beta2, tokens)
     metadata = import_fisher(settings, out, force=force, sync=fsync)
     if as_json:
         typer.echo(json.dumps({"out": str(out), "metadata": metadata}))
@@ -155,6 +183,12 @@ def mismatch(
         typer.Option(metavar="DATA", help="Data of each model in order, to measure the mismatch. Repeatable."),
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Examples of each data set (--data).")] = 256,
+    task: Annotated[str | None, typer.Option(help="Default: told from the architecture (--data).")] = None,
+    batch_size: _BatchSize = 8,
+    max_length: _MaxLength = 512,
+    text_column: _TextColumn = None,
+    label_column: _LabelColumn = None,
+    image_column: _ImageColumn = None,
     overrides: Overrides = None,
     memory: Memory = "512MiB",
     threads: Threads = None,
@@ -181,17 +215,33 @@ def mismatch(
     render.warnings(found.diagnosis.warnings)
     measured = None
     if data:
+        from merge_cli.fisher import Columns, FisherSettings, Source, Task
         from merge_cli.mismatch import measure_mismatch
         from merge_cli.stream import choose_device
 
+        settings = FisherSettings(
+            model="",
+            source=Source(""),
+            columns=Columns(text_column, label_column, image_column),
+            task=_choice("--task", task, Task),
+            examples=examples,
+            batch_size=batch_size,
+            max_length=max_length,
+            device=str(choose_device(device)),
+        )
         prior = found.diagnosis.values["prior_precision"]
-        where = str(choose_device(device))
-        measured = measure_mismatch(planned, data, prior_precision=prior, examples=examples, device=where, say=_say)
-    render.mismatch(mismatch_report(found.sums, measured), as_json=as_json)
+        shown = not as_json and sys.stderr.isatty()
+        measured = measure_mismatch(planned, data, settings, prior_precision=prior, say=_say if shown else _say_nothing)
+        render.warnings(measured.warnings)
+    render.mismatch(mismatch_report(found.sums, measured.values if measured else None), as_json=as_json)
 
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def _say_nothing(text: str) -> None:
+    pass
 
 
 def _choice(option: str, text: str | None, choices: type[E]) -> E | None:

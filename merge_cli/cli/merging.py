@@ -55,11 +55,15 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge the models of RECIPE into OUT."""
+    from merge_cli.checkpoint import check_replaceable
     from merge_cli.cli import render
     from merge_cli.cli.progress import showing
     from merge_cli.run import check_out
     from merge_cli.run import merge as run_merge
 
+    if not force:
+        # Before the plan, for which the models may have to be downloaded.
+        check_replaceable(out, force=False)
     planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite)
     check_out(planned, out, force=force)
     if not quiet:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,10 @@ from merge_cli.report import Inspection, LayerSummary, MergeReport, MismatchRepo
 from merge_cli.units import format_bytes, format_count, format_seconds
 
 _WIDE = 10_000
+
+if TYPE_CHECKING:
+    # Imports transformers' half of the project, which other commands do without.
+    from merge_cli.demo import DemoReport
 
 
 def _console(*, to_stderr: bool = False) -> Console:
@@ -256,7 +260,21 @@ def mismatch(found: MismatchReport, *, as_json: bool) -> None:
     table.add_row("total", *(f"{number:.4g}" for number in found.total.values()))
     _console().print(table)
     if found.measured:
-        measured = _table("measured on data", "gradient mismatch")
-        for scheme, number in found.measured.items():
-            measured.add_row(scheme.replace("_", " "), f"{number:.4g}")
+        measured = _table("measured on data", *(scheme.replace("_", " ") for scheme in found.total))
+        for what, values in found.measured.items():
+            measured.add_row(what, *("-" if number is None else f"{number:.4g}" for number in values.values()))
         _console().print(measured)
+
+
+def demo(report: DemoReport) -> None:
+    """Print the demonstration's tables and what they say."""
+    for each in report.tables:
+        _console().print(f"\n{each.title}\n")
+        table = _table(*each.headings)
+        for row in each.rows:
+            table.add_row(*row)
+        _console().print(table)
+    typer.echo("")
+    for note in report.notes:
+        typer.echo(f"- {note}")
+    typer.echo(f"\n{report.folder}: checkpoints, Fishers, recipes, texts; {format_seconds(report.seconds)}")

@@ -1,11 +1,11 @@
 """Fisher diagonals: sums of squared per-example gradients, measured, written as checkpoints, imported."""
 
 from merge_cli.fisher.data import Source
-from merge_cli.fisher.encoding import Columns
-from merge_cli.fisher.estimate import FisherReport, estimate_fisher
+from merge_cli.fisher.estimate import FisherReport, estimate_fisher, measuring_folder
 from merge_cli.fisher.imports import ImportSettings, Kind, import_fisher
 from merge_cli.fisher.losses import Estimator, Task
-from merge_cli.fisher.settings import FisherSettings
+from merge_cli.fisher.probing import Probe, load_for, make_probe, write_gradient
+from merge_cli.fisher.settings import Columns, FisherSettings
 from merge_cli.fisher.storage import read_any
 
 __all__ = [
@@ -15,9 +15,14 @@ __all__ = [
     "FisherSettings",
     "ImportSettings",
     "Kind",
+    "Probe",
     "Source",
     "Task",
     "estimate_fisher",
     "import_fisher",
+    "load_for",
+    "make_probe",
+    "measuring_folder",
     "read_any",
+    "write_gradient",
 ]

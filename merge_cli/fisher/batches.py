@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -27,6 +28,14 @@ class Batch:
     def size(self) -> int:
         """Number of examples."""
         return len(self.keys)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same on another device."""
+        return Batch(
+            {name: value.to(device) for name, value in self.inputs.items()},
+            self.keys,
+            None if self.labels is None else self.labels.to(device),
+        )
 
     def take(self, rows: list[int]) -> Batch:
         """Return the examples at these positions; a position may stand more than once."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from merge_cli.errors import CheckpointError, RecipeError, did_you_mean, listed
+from merge_cli.fisher.libraries import hushed, require
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -42,12 +43,15 @@ class Rows:
     Attributes:
         columns: Their names.
         count: How many rows there are; None where a stream does not say.
-        data: The data set; iterating gives dictionaries, each time the same ones in the same order.
+        data: The data set; iterating gives dictionaries, each time the same ones in the same order. Images are not
+            decoded.
+        classes: Column of labels -> the names that its numbers stand for, where the data says so.
     """
 
     columns: tuple[str, ...]
     count: int | None
     data: Any
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return iter(self.data)
@@ -60,19 +64,17 @@ def open_rows(source: Source) -> Rows:
         RecipeError: If the ``datasets`` library is missing or the source is of no known kind.
         CheckpointError: If the data cannot be read or is empty.
     """
-    try:
-        import datasets  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise RecipeError("reading data needs the datasets library", hint="pip install datasets") from error
+    datasets = require("datasets", "reading data")
     path = Path(source.name).expanduser()
     try:
-        data = _open_local(datasets, path, source) if path.exists() else _open_hub(datasets, source)
+        with hushed():
+            data = _open_local(datasets, path, source) if path.exists() else _open_hub(datasets, source)
     except StopIteration:
         # What the library raises for an empty file.
         data = []
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{source.name}: the data cannot be read: {first_line[:200]}") from error
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        raise CheckpointError(f"{source.name}: the data cannot be read: {_reason(error)}") from error
+    data, classes = _with_raw_images(datasets, data), _class_names(datasets, data)
     if next(iter(data), None) is None:
         raise CheckpointError(f"{source.name} has no rows", hint="give a file with data, or another split")
     count = len(data) if isinstance(data, datasets.Dataset) else _promised_count(data)
@@ -80,7 +82,32 @@ def open_rows(source: Source) -> Rows:
     if source.shuffle:
         streamed = not isinstance(data, datasets.Dataset)
         data = data.shuffle(seed=source.seed, buffer_size=_SHUFFLE_BUFFER) if streamed else data.shuffle(source.seed)
-    return Rows(columns, count, data)
+    return Rows(columns, count, data, classes)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what went wrong; the library hides it behind errors that say nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _with_raw_images(datasets: Any, data: Any) -> Any:
+    """Leave the decoding of images to whoever reads a row, so that a broken one does not end the reading."""
+    for name, feature in (getattr(data, "features", None) or {}).items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(name, datasets.Image(decode=False))
+    return data
+
+
+def _class_names(datasets: Any, data: Any) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for name, feature in (getattr(data, "features", None) or {}).items():
+        # A label for each word is a list of labels.
+        kind = getattr(feature, "feature", feature)
+        if isinstance(kind, datasets.ClassLabel):
+            found[name] = tuple(kind.names)
+    return found
 
 
 def _open_local(datasets: Any, path: Path, source: Source) -> Any:
@@ -105,8 +132,9 @@ def _open_local(datasets: Any, path: Path, source: Source) -> Any:
 
 
 def _open_hub(datasets: Any, source: Source) -> Any:
-    if source.name.startswith((".", "/", "~")) or source.name.count("/") > 1:
-        raise CheckpointError(f"'{source.name}' does not exist")
+    like_a_path = source.name.startswith((".", "/", "~")) or source.name.count("/") > 1
+    if like_a_path or Path(source.name).suffix.lower() in _FORMATS:
+        raise CheckpointError(f"{source.name} does not exist")
     return datasets.load_dataset(source.name, source.subset, split=source.split or "train", streaming=True)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from merge_cli.fisher.data import find_column
+from merge_cli.errors import CheckpointError
+from merge_cli.fisher.data import Rows, find_column
 from merge_cli.fisher.examples import Encode, Unusable
+from merge_cli.fisher.libraries import require
 from merge_cli.fisher.losses import IGNORED, Task
+from merge_cli.fisher.modelling import Loaded, longest_text, vocabulary_size
+from merge_cli.fisher.settings import Columns, FisherSettings
 
 _TEXT = ("text", "sentence", "content", "document", "review", "question", "prompt", "input", "tokens", "words")
 _LABEL = ("label", "labels", "coarse_label", "fine_label", "ner_tags", "pos_tags", "tags")
@@ -21,17 +25,34 @@ _IMAGE = ("image", "img", "pixel_values")
 _MASKED = 0.15
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns that the user named, None to look for the usual ones."""
+def encoder_of(loaded: Loaded, rows: Rows, settings: FisherSettings) -> Encode:
+    """Return the function that encodes rows for a model; texts are cut off where its positions end.
 
-    text: str | None = None
-    label: str | None = None
-    image: str | None = None
+    Raises:
+        RecipeError: If a column that is needed cannot be found.
+    """
+    most = longest_text(loaded.model)
+    encode = make_encoder(
+        loaded.task, loaded.tools, loaded.model.config, settings.columns, rows,
+        max_length=min(settings.max_length, most or settings.max_length), seed=settings.seed,
+    )  # fmt: skip
+    known = vocabulary_size(loaded.model)
+
+    def checked(row: Mapping[str, Any], key: int) -> tuple[dict[str, Tensor], Tensor]:
+        inputs, label = encode(row, key)
+        largest = max((int(ids.max()) for name, ids in inputs.items() if name.endswith("input_ids")), default=0)
+        if known is not None and largest >= known:
+            raise CheckpointError(
+                f"the tokenizer gives token {largest}, the model has embeddings for {known}",
+                hint="the tokenizer beside the model is another model's",
+            )
+        return inputs, label
+
+    return checked
 
 
 def make_encoder(
-    task: Task, tools: Any, config: Any, columns: Columns, available: Sequence[str], *, max_length: int, seed: int
+    task: Task, tools: Any, config: Any, columns: Columns, rows: Rows, *, max_length: int, seed: int
 ) -> Encode:
     """Return the function that encodes a row for a task.
 
@@ -40,17 +61,19 @@ def make_encoder(
         tools: The model's tokenizer or image processor.
         config: The model's configuration, for its labels.
         columns: As named by the user.
-        available: The columns that the data has.
+        rows: The data, for its columns and the names of its classes.
         max_length: Tokens at which texts are cut off.
         seed: Of the choice of masked tokens.
 
     Raises:
         RecipeError: If a column that is needed cannot be found.
     """
+    available = rows.columns
     if task is Task.IMAGE_CLASSIFICATION:
         image = find_column(available, columns.image, _IMAGE, what="image", required=True)
         label = find_column(available, columns.label, _LABEL, what="label", required=False)
-        return lambda row, key: ({"pixel_values": _pixels(tools, row[str(image)])}, _class(row, label, config))
+        known = _Classes(config, rows.classes.get(label or "", ()))
+        return lambda row, key: ({"pixel_values": _pixels(tools, row[str(image)])}, _class(row, label, known))
     text = find_column(available, columns.text, _TEXT, what="text", required=True)
     assert text is not None
     if task is Task.SEQ2SEQ_LM:
@@ -58,10 +81,12 @@ def make_encoder(
         return lambda row, key: _seq2seq(tools, config, row, text, str(target), max_length)
     if task is Task.SEQUENCE_CLASSIFICATION:
         label = find_column(available, columns.label, _LABEL, what="label", required=False)
-        return lambda row, key: (_tokens(tools, row[text], max_length), _class(row, label, config))
+        known = _Classes(config, rows.classes.get(label or "", ()))
+        return lambda row, key: (_tokens(tools, row[text], max_length), _class(row, label, known))
     if task is Task.TOKEN_CLASSIFICATION:
         label = find_column(available, columns.label, _LABEL, what="label", required=True)
-        return lambda row, key: _token_labels(tools, row, text, str(label), config, max_length)
+        known = _Classes(config, rows.classes.get(str(label), ()))
+        return lambda row, key: _token_labels(tools, row, text, str(label), known, max_length)
     if task is Task.MASKED_LM:
         return lambda row, key: _masked(tools, row[text], key, seed, max_length)
     return lambda row, key: _causal(tools, row[text], max_length)
@@ -108,13 +133,15 @@ def _seq2seq(
         raise Unusable("without a target text")
     encoded = tokenizer(text_target=row[target], truncation=True, max_length=max_length)["input_ids"]
     label = torch.tensor(encoded, dtype=torch.long)
+    if config.decoder_start_token_id is None:
+        raise CheckpointError("the model does not say which token starts a decoded text: decoder_start_token_id")
     start = torch.tensor([config.decoder_start_token_id])
     shifted = torch.cat([start, label[:-1]])
     return {**inputs, "decoder_input_ids": shifted, "decoder_attention_mask": torch.ones_like(shifted)}, label
 
 
 def _token_labels(
-    tokenizer: Any, row: Mapping[str, Any], text: str, label: str, config: Any, max_length: int
+    tokenizer: Any, row: Mapping[str, Any], text: str, label: str, known: _Classes, max_length: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Give each word's label to its first token."""
     words, tags = row[text], row[label]
@@ -123,28 +150,44 @@ def _token_labels(
     encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
     before: list[int | None] = [None, *encoded.word_ids()]
     labels = [
-        IGNORED if word is None or word == before[place] else _class_index(tags[word], config)
+        IGNORED if word is None or word == before[place] or tags[word] == IGNORED else known.index(tags[word])
         for place, word in enumerate(encoded.word_ids())
     ]
     names = ["input_ids", *(name for name in ("attention_mask", "token_type_ids") if name in encoded)]
     return {name: torch.tensor(encoded[name], dtype=torch.long) for name in names}, torch.tensor(labels)
 
 
-def _class(row: Mapping[str, Any], column: str | None, config: Any) -> Tensor:
+class _Classes:
+    """The model's classes, and which of them a label in the data means.
+
+    Args:
+        config: The model's configuration.
+        names: What the data calls its numbers; they count where the model knows one of them, since the two may number
+            the same classes in different orders.
+    """
+
+    def __init__(self, config: Any, names: Sequence[str]) -> None:
+        self._count = int(config.num_labels)
+        self._by_name: Mapping[str, int] = config.label2id or {}
+        self._names = names if any(name in self._by_name for name in names) else ()
+
+    def index(self, label: Any) -> int:
+        """Return the model's number of a label; one that is none of them makes the row unusable."""
+        if self._names and isinstance(label, int) and 0 <= label < len(self._names):
+            label = self._names[label]
+        if isinstance(label, str):
+            label = self._by_name.get(label, int(label) if label.isdigit() and not self._names else -1)
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
+        if not isinstance(label, int) or not 0 <= label < self._count:
+            raise Unusable(f"with a label that is none of the model's {self._count}")
+        return int(label)
+
+
+def _class(row: Mapping[str, Any], column: str | None, known: _Classes) -> Tensor:
     if column is None or row[column] is None or row[column] == -1:
         return torch.tensor(IGNORED)
-    return torch.tensor(_class_index(row[column], config))
-
-
-def _class_index(label: Any, config: Any) -> int:
-    if isinstance(label, str):
-        known = config.label2id or {}
-        if label in known:
-            return int(known[label])
-        label = int(label) if label.isdigit() else -1
-    if not isinstance(label, int) or not 0 <= label < config.num_labels:
-        raise Unusable(f"with a label that is none of the model's {config.num_labels}")
-    return label
+    return torch.tensor(known.index(row[column]))
 
 
 def _pixels(processor: Any, image: Any) -> Tensor:
@@ -152,5 +195,22 @@ def _pixels(processor: Any, image: Any) -> Tensor:
         raise Unusable("without an image")
     if isinstance(image, list):
         return torch.tensor(image, dtype=torch.float32)
-    made: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    if processor is None:
+        raise CheckpointError(
+            "the model has no image processor, so its size and scale of images are not known",
+            hint="copy preprocessor_config.json of its base beside it",
+        )
+    made: Tensor = processor(images=_opened(image), return_tensors="pt")["pixel_values"][0]
     return made
+
+
+def _opened(image: Any) -> Any:
+    """Decode an image as the data holds it, a path or bytes."""
+    library = require("PIL.Image", "reading images")
+    try:
+        if isinstance(image, Mapping):
+            content = image.get("bytes")
+            image = library.open(io.BytesIO(content) if content is not None else image["path"])
+        return image.convert("RGB")
+    except (OSError, ValueError) as error:
+        raise Unusable("with an image that cannot be read") from error

@@ -14,12 +14,12 @@ from torch import Tensor
 from merge_cli.checkpoint import Staging, check_replaceable, locate, open_checkpoint
 from merge_cli.errors import CheckpointError
 from merge_cli.fisher.data import open_rows
-from merge_cli.fisher.encoding import make_encoder
+from merge_cli.fisher.encoding import encoder_of
 from merge_cli.fisher.losses import Estimator
 from merge_cli.fisher.modelling import guess_task, load_model
 from merge_cli.fisher.running import MeasuringRun
 from merge_cli.fisher.settings import FisherSettings, Progress
-from merge_cli.fisher.storage import float_layout, write_layout
+from merge_cli.fisher.storage import float_layout, held, refuse_overwriting, write_layout
 
 # Below so many drawn labels the noise of a diagonal outweighs what it tells.
 _FEW_LABELS = 256
@@ -69,21 +69,25 @@ def estimate_fisher(
     check_replaceable(out, force=force)
     settings.check()
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
+    refuse_overwriting(out, checkpoint)
     task = settings.task or guess_task(checkpoint)
-    loaded = load_model(checkpoint, task, dtype=settings.dtype, device=torch.device(settings.device))
     rows = open_rows(settings.source)
-    encode = make_encoder(
-        task, loaded.tools, loaded.model.config, settings.columns, rows.columns,
-        max_length=settings.max_length, seed=settings.seed,
-    )  # fmt: skip
-    run = MeasuringRun(settings, checkpoint, loaded, rows, encode, out.with_name(out.name + ".measuring"), progress)
-    run.measure()
-    metadata = run.metadata()
-    _write(run, out, metadata, force=force, sync=sync)
-    shutil.rmtree(run.folder, ignore_errors=True)
+    with held(measuring_folder(out)) as folder:
+        loaded = load_model(checkpoint, task, dtype=settings.dtype, device=torch.device(settings.device))
+        encode = encoder_of(loaded, rows, settings)
+        run = MeasuringRun(settings, checkpoint, loaded, rows, encode, folder, progress)
+        run.measure()
+        metadata = run.metadata()
+        _write(run, out, metadata, force=force, sync=sync)
+        shutil.rmtree(folder, ignore_errors=True)
     unmeasured = tuple(name for name in checkpoint.tensors if name not in run.shapes)
     warnings = tuple(_warnings(run, metadata))
     return FisherReport(out, metadata, run.ways, dict(run.tally.unusable), unmeasured, warnings)
+
+
+def measuring_folder(out: Path) -> Path:
+    """Return where the sums lie that an unfinished measurement of ``out`` has saved."""
+    return out.with_name(out.name + ".measuring")
 
 
 def _warnings(run: MeasuringRun, metadata: dict[str, str]) -> Iterator[str]:

@@ -26,8 +26,8 @@ class SumGradient:
             name: torch.zeros(parameter.shape, device=parameter.device) for name, parameter in parameters.items()
         }
 
-    def add(self, batch: Batch, objective: Objective) -> None:
-        """Add the gradient of a batch.
+    def add(self, batch: Batch, objective: Objective) -> float:
+        """Add the gradient of a batch, and return the sum of its losses.
 
         Raises:
             RecipeError: If the batch has no labels.
@@ -49,6 +49,7 @@ class SumGradient:
             try:
                 losses = objective.losses(self._model(**batch.inputs), Target(batch.labels))
                 losses.sum().backward()  # type: ignore[no-untyped-call]
+                return float(losses.detach().double().sum())
             finally:
                 for handle in handles:
                     handle.remove()

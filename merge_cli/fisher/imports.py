@@ -23,9 +23,12 @@ from torch import Tensor
 
 from merge_cli.checkpoint import Checkpoint, Reader, Staging, check_replaceable, locate, model_identity, open_checkpoint
 from merge_cli.errors import CheckpointError, RecipeError, listed
-from merge_cli.fisher.modelling import StoredNames, empty_model
+from merge_cli.fisher.modelling import StoredNames, empty_model, guess_task
 from merge_cli.fisher.optimizers import Moments, name_adam, name_ivon
-from merge_cli.fisher.storage import float_layout, read_any, write_layout
+from merge_cli.fisher.storage import float_layout, read_any, refuse_overwriting, write_layout
+
+# Factor by which the examples of a step may differ from a batch without more batches having gone into it.
+_MOST_OFF = 1.5
 
 
 class Kind(StrEnum):
@@ -47,6 +50,8 @@ class ImportSettings:
         batch_size: Examples per optimiser step, over all devices and accumulated steps; for Adam.
         steps: Steps taken, None to read them from the state.
         beta2: Decay of the second moments, None to read it from the state.
+        tokens_per_example: Mean number of labelled tokens L of an example. Models with a label per token are trained on
+            the mean over tokens, so their squared gradients are smaller by L² than those of the sum.
     """
 
     model: str
@@ -56,6 +61,7 @@ class ImportSettings:
     batch_size: int | None = None
     steps: int | None = None
     beta2: float | None = None
+    tokens_per_example: float | None = None
 
 
 def import_fisher(settings: ImportSettings, out: Path, *, force: bool = False, sync: bool = True) -> dict[str, str]:
@@ -67,6 +73,9 @@ def import_fisher(settings: ImportSettings, out: Path, *, force: bool = False, s
     """
     check_replaceable(out, force=force)
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
+    refuse_overwriting(out, checkpoint)
+    if settings.kind is Kind.ADAM:
+        _check_tokens(settings, checkpoint)
     moments = _read(settings, checkpoint)
     scale, told = _ivon_scale(settings, moments) if settings.kind is Kind.IVON else _adam_scale(settings, moments)
     stored = _by_stored_name(checkpoint, moments.values)
@@ -116,7 +125,7 @@ def _read(settings: ImportSettings, checkpoint: Checkpoint) -> Moments:
 def _adam_scale(settings: ImportSettings, moments: Moments) -> tuple[float, dict[str, str]]:
     if settings.train_examples is None:
         raise RecipeError("--train-examples is needed: the optimiser does not tell the size of the training set")
-    batch_size = settings.batch_size or _trainer_batch_size(settings.source)
+    batch_size = settings.batch_size or _trainer_batch_size(settings.source, settings.train_examples)
     if batch_size is None:
         raise RecipeError(
             "--batch-size is needed: the examples of one optimiser step, over all devices and accumulated steps"
@@ -125,7 +134,10 @@ def _adam_scale(settings: ImportSettings, moments: Moments) -> tuple[float, dict
     if steps is None or beta2 is None:
         raise RecipeError(f"{settings.source} does not tell steps and beta2", hint="give --steps and --beta2")
     told = {"train_examples": settings.train_examples, "batch_size": batch_size, "steps": steps, "beta2": beta2}
-    return batch_size / (1 - beta2**steps), {name: str(value) for name, value in told.items()}
+    tokens = settings.tokens_per_example or 1.0
+    if settings.tokens_per_example is not None:
+        told["tokens_per_example"] = tokens
+    return batch_size * tokens**2 / (1 - beta2**steps), {name: str(value) for name, value in told.items()}
 
 
 def _ivon_scale(settings: ImportSettings, moments: Moments) -> tuple[float, dict[str, str]]:
@@ -141,13 +153,43 @@ def _ivon_scale(settings: ImportSettings, moments: Moments) -> tuple[float, dict
     return ratio, told
 
 
-def _trainer_batch_size(source: Path) -> int | None:
-    """Read the batch size from the ``trainer_state.json`` beside ``optimizer.pt``; one device, nothing accumulated."""
+def _check_tokens(settings: ImportSettings, checkpoint: Checkpoint) -> None:
+    try:
+        task = guess_task(checkpoint)
+    except RecipeError:
+        return
+    if task.per_token and settings.tokens_per_example is None:
+        raise RecipeError(
+            f"--tokens-per-example is needed: training for {task} takes the mean over tokens, a Fisher their sum",
+            hint="give the mean number of labelled tokens of an example",
+        )
+
+
+def _trainer_batch_size(source: Path, train_examples: int) -> int | None:
+    """Read the batch size from the ``trainer_state.json`` beside ``optimizer.pt``.
+
+    It is that of one process and one pass. Whether more of them make a step shows in the number of steps.
+
+    Raises:
+        RecipeError: If the steps say that more examples than these went into each.
+    """
     path = source.parent / "trainer_state.json"
     if not path.is_file():
         return None
-    found = json.loads(path.read_text("utf-8")).get("train_batch_size")
-    return found if isinstance(found, int) and found > 0 else None
+    try:
+        state = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    found, epochs, steps = state.get("train_batch_size"), state.get("epoch"), state.get("global_step")
+    if not isinstance(found, int) or found < 1:
+        return None
+    if epochs and steps and (said := train_examples * epochs / steps) > _MOST_OFF * found:
+        raise RecipeError(
+            f"{path} has batches of {found}, but {epochs:g} epochs of {train_examples} examples in {steps} steps "
+            f"make about {said:.0f} examples per step",
+            hint="give --batch-size: the examples of a step in all, over all devices and accumulated passes",
+        )
+    return found
 
 
 def _by_stored_name(checkpoint: Checkpoint, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from merge_cli.checkpoint import Checkpoint, parse_float_dtype, to_torch
 from merge_cli.errors import CheckpointError, RecipeError, listed
+from merge_cli.fisher.libraries import hushed, require
 from merge_cli.fisher.losses import Task
 
 _AUTO_CLASSES = {
@@ -30,6 +31,10 @@ _ENDINGS = {
     "ForConditionalGeneration": Task.SEQ2SEQ_LM,
     "ForImageClassification": Task.IMAGE_CLASSIFICATION,
 }
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
+    "sentencepiece.bpe.model", "tekken.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,21 +68,22 @@ def load_model(checkpoint: Checkpoint, task: Task, *, dtype: str, device: torch.
         RecipeError: If transformers is missing or the dtype is unknown.
         CheckpointError: If transformers cannot load it, or it lacks weights that the task needs.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise RecipeError("measuring a Fisher needs transformers", hint="pip install transformers") from error
+    transformers = require("transformers", "running a model")
     try:
         wanted = to_torch(parse_float_dtype(dtype))
     except ValueError as error:
         raise RecipeError(f"--dtype: {error}") from error
     auto: Any = getattr(transformers, _AUTO_CLASSES[task])
     images = task is Task.IMAGE_CLASSIFICATION
+    _check_tokenizer(checkpoint, task)
     tools_class: Any = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
     try:
-        model, info = auto.from_pretrained(str(checkpoint.root), dtype=wanted, output_loading_info=True)
-        tools = tools_class.from_pretrained(str(checkpoint.root)) if not images or _has_processor(checkpoint) else None
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        with hushed():
+            model, info = auto.from_pretrained(str(checkpoint.root), dtype=wanted, output_loading_info=True)
+            tools = (
+                tools_class.from_pretrained(str(checkpoint.root)) if not images or _has_processor(checkpoint) else None
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{checkpoint.label}: transformers cannot load it for {task}: {first_line[:200]}"
@@ -88,6 +94,8 @@ def load_model(checkpoint: Checkpoint, task: Task, *, dtype: str, device: torch.
             f"{checkpoint.label} has no {listed(missing)}, which {task} needs; they would be random",
             hint="choose the --task that the model was trained for",
         )
+    _check_classes(checkpoint, task, model.config)
+    _set_padding(checkpoint, task, model.config, tools)
     model.config.use_cache = False
     return Loaded(model.eval().to(device), tools, task)
 
@@ -99,20 +107,70 @@ def empty_model(checkpoint: Checkpoint) -> Any:
         RecipeError: If transformers is missing.
         CheckpointError: If transformers does not know the architecture.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise RecipeError("naming the parameters needs transformers", hint="pip install transformers") from error
+    transformers = require("transformers", "naming the parameters")
     auto: Any = getattr(transformers, _AUTO_CLASSES[guess_task(checkpoint)])
     try:
-        with torch.device("meta"):
+        with hushed(), torch.device("meta"):
             return auto.from_config(transformers.AutoConfig.from_pretrained(str(checkpoint.root)))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.label}: {str(error).splitlines()[0][:200]}") from error
 
 
+def longest_text(model: Any) -> int | None:
+    """Return how many tokens the model has positions for; None where it has no such limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    first = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    # Roberta and its kin number their positions from behind the padding's.
+    return limit - max(first, default=0)
+
+
+def vocabulary_size(model: Any) -> int | None:
+    """Return how many tokens the model has embeddings for; None where it has none."""
+    try:
+        table = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+    return table.num_embeddings if isinstance(table, torch.nn.Embedding) else None
+
+
+def _check_tokenizer(checkpoint: Checkpoint, task: Task) -> None:
+    """Refuse a model without tokenizer: transformers would make an empty one, to which every word is unknown."""
+    if task is Task.IMAGE_CLASSIFICATION or any((checkpoint.root / name).is_file() for name in _TOKENIZER_FILES):
+        return
+    raise CheckpointError(
+        f"{checkpoint.label} has no tokenizer beside its weights", hint="copy the tokenizer's files of its base there"
+    )
+
+
+def _check_classes(checkpoint: Checkpoint, task: Task, config: Any) -> None:
+    if task in {Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION} and (
+        config.num_labels < 2 or getattr(config, "problem_type", None) in {"regression", "multi_label_classification"}
+    ):
+        raise RecipeError(
+            f"{checkpoint.label} does not choose one of several classes: it has {config.num_labels} label(s), "
+            f"problem_type {getattr(config, 'problem_type', None)}",
+            hint="regression and several labels for one example are not supported",
+        )
+
+
+def _set_padding(checkpoint: Checkpoint, task: Task, config: Any, tools: Any) -> None:
+    """Decoders that classify look for the last token that is no padding, so they must know which one that is."""
+    text = config.get_text_config()
+    if task is not Task.SEQUENCE_CLASSIFICATION or getattr(text, "pad_token_id", None) is not None:
+        return
+    text.pad_token_id = config.pad_token_id = tools.pad_token_id
+    if tools.pad_token_id is None:
+        raise CheckpointError(
+            f"{checkpoint.label} has no padding token, so examples cannot be put into one batch",
+            hint="set pad_token_id in its config.json, and pad_token in its tokenizer_config.json",
+        )
+
+
 def _has_processor(checkpoint: Checkpoint) -> bool:
-    return (checkpoint.root / "preprocessor_config.json").is_file()
+    return any((checkpoint.root / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
 
 
 class StoredNames:

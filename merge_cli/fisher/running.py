@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merge_cli.checkpoint import Checkpoint, model_identity
-from merge_cli.errors import RecipeError, listed
+from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.fisher.batches import Batch
 from merge_cli.fisher.data import Rows
 from merge_cli.fisher.examples import Encode, Tally, batches, encode_rows
@@ -52,6 +52,7 @@ class MeasuringRun:
         self.ways: dict[str, int] = {}
         self._choice = _choose(settings, loaded, checkpoint, self.names)
         self._totals: dict[str, Tensor] = {}
+        self._fingerprints: list[str] = []
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -66,11 +67,14 @@ class MeasuringRun:
             # All sums came from files; the data still tells what it was.
             for _ in self._batches():
                 pass
+        for fingerprint in self._fingerprints:
+            self._check_data(fingerprint)
 
     def _measure_part(self, part: int) -> None:
         path = self._path(part)
         totals, state = self._saved(path)
         if state.get("finished"):
+            self._fingerprints.append(state["finished"])
             return
         named = dict(self.loaded.model.named_parameters())
         wanted = {name: named[name] for name in self._choice.parts[part]}
@@ -82,19 +86,22 @@ class MeasuringRun:
                 # The way to each gradient is settled on the first batch, also where its sums come from a file.
                 squares.settle(batch, self.objective)
                 _restore(totals, squares, gradient)
+            if number == done - 1:
+                self._check_data(state["fingerprint"])
             if number >= done:
                 squares.add(batch, self.objective)
                 if gradient is not None:
                     gradient.add(batch, self.objective)
             every = self.settings.checkpoint_every
             if every and number >= done and (number + 1) % every == 0:
-                self._save(path, squares, gradient, {"batches": str(number + 1)})
+                fingerprint = self.tally.digest.hexdigest()
+                self._save(path, squares, gradient, {"batches": str(number + 1), "fingerprint": fingerprint})
             if self._progress is not None:
                 self._progress(self.tally.used, self.settings.examples)
         for way in squares.ways().values():
             self.ways[way] = self.ways.get(way, 0) + 1
         if len(self._choice.parts) > 1:
-            self._save(path, squares, gradient, {"finished": "yes"})
+            self._save(path, squares, gradient, {"finished": self.tally.digest.hexdigest()})
         else:
             self._totals = _totals_of(squares, gradient)
 
@@ -154,6 +161,14 @@ class MeasuringRun:
                 hint="give the same options to continue it, or remove the folder",
             )
         return totals, state
+
+    def _check_data(self, fingerprint: str) -> None:
+        """Refuse to go on with sums of data that has changed since; the tally has read just as much of it by now."""
+        if fingerprint != self.tally.digest.hexdigest():
+            raise CheckpointError(
+                f"{self.settings.source.name} has changed since the sums in {self.folder} were saved",
+                hint="remove the folder to begin again",
+            )
 
     def _save(self, path: Path, squares: SquaredGradients, gradient: SumGradient | None, state: dict[str, str]) -> None:
         save_state(path, _totals_of(squares, gradient), {**state, "signature": self._signature()})

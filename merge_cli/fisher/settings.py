@@ -7,10 +7,18 @@ from dataclasses import dataclass, field
 
 from merge_cli.errors import RecipeError
 from merge_cli.fisher.data import Source
-from merge_cli.fisher.encoding import Columns
 from merge_cli.fisher.losses import Estimator, Task
 
 Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that the user named, None to look for the usual ones."""
+
+    text: str | None = None
+    label: str | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True)

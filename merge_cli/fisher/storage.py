@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor
 
 from merge_cli.checkpoint import (
+    Checkpoint,
     DType,
     Files,
     Layout,
@@ -21,7 +26,9 @@ from merge_cli.checkpoint import (
     to_torch,
 )
 from merge_cli.checkpoint.files import writing
+from merge_cli.errors import RecipeError, ResourceError
 
+_LOCK = ".lock"
 SHARD_BYTES = 5_000_000_000
 # Elements that are scaled and written at a time.
 _BLOCK_NUMEL = 2**22
@@ -81,6 +88,54 @@ def read_any(reader: Reader, place: StoredTensor) -> Tensor:
 def _bytes_of(flat: Tensor) -> memoryview:
     array: Any = flat.numpy()
     return memoryview(array).cast("B")
+
+
+def refuse_overwriting(out: Path, model: Checkpoint) -> None:
+    """Refuse an output folder that is, or contains, the model.
+
+    Raises:
+        RecipeError: With what is in the way.
+    """
+    target, root = out.resolve(), model.root.resolve()
+    if target == root or target in root.parents:
+        what = "is" if target == root else "contains"
+        raise RecipeError(f"{out} {what} the model {model.label}", hint="choose another folder for the Fisher")
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """Keep a folder of saved sums for this process alone; one in which nothing was saved goes again.
+
+    Raises:
+        ResourceError: If another process holds it, or it cannot be made.
+        RecipeError: If it is none of ours.
+    """
+    lock = folder / _LOCK
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir()}
+        if names and _LOCK not in names:
+            raise RecipeError(
+                f"{folder} is in the way, and no earlier measurement has made it",
+                hint="move it away, or choose another name for the output",
+            )
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have removed it between our opening and locking it.
+            mine = os.path.samestat(os.fstat(fd), lock.stat())
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise ResourceError(f"another process is measuring into {folder}", hint="wait for it, or stop it")
+        try:
+            yield folder
+        finally:
+            if not any(folder.glob("*.safetensors")):
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(fd)
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

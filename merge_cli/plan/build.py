@@ -18,7 +18,7 @@ from merge_cli.plan.names import Names, decide_names
 from merge_cli.plan.output import output_config, side_file_donor, side_files
 from merge_cli.plan.parameters import ParameterLookup, check_measure_constants
 from merge_cli.plan.positions import layer_positions
-from merge_cli.recipe import Recipe
+from merge_cli.recipe import Recipe, check_recipe
 
 DEFAULT_MEMORY = 512 * 2**20
 DEFAULT_SHARD = 5 * 10**9
@@ -50,6 +50,8 @@ def build_plan(
         CheckpointError: If a checkpoint is unusable or does not fit the others.
         ResourceError: If the budget is too small.
     """
+    # One made in Python, and not loaded, was not checked yet.
+    recipe = check_recipe(recipe)
     method = find_method(recipe.merge_method)
     settings = ParameterLookup(recipe, method, recipe.models).settings()
     inputs = open_inputs(recipe, method, _needs(recipe, method, settings), files or Files())

@@ -1,7 +1,7 @@
 """From YAML text to a :class:`Recipe`: checked in its form, with the line of whatever is wrong."""
 
 from merge_cli.recipe.json_schema import recipe_json_schema
-from merge_cli.recipe.load import load_recipe, parse_recipe
+from merge_cli.recipe.load import check_recipe, load_recipe, parse_recipe
 from merge_cli.recipe.schema import Exclusion, ModelEntry, Origin, Recipe
 from merge_cli.recipe.values import Choice, Gradient, Scalar, resolve
 
@@ -13,6 +13,7 @@ __all__ = [
     "Origin",
     "Recipe",
     "Scalar",
+    "check_recipe",
     "load_recipe",
     "parse_recipe",
     "recipe_json_schema",

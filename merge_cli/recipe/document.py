@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from merge_cli.checkpoint.header import is_text
 from merge_cli.errors import RecipeError
 
 _MOST_NODES = 100_000
@@ -155,14 +156,18 @@ class _Builder:
         return self._scalar(node)
 
     def _scalar(self, node: yaml.Node) -> Any:
+        line = node.start_mark.line + 1
         try:
-            return self.loader.construct_object(node, deep=True)
+            value = self.loader.construct_object(node, deep=True)
         except yaml.YAMLError:
             raise
         # A tag that does not suit its text makes PyYAML raise whatever it stumbles over: KeyError, IndexError, ...
         except Exception as error:
             what = f"{str(node.value)[:40]!r} is no value of type {node.tag.rpartition(':')[2]}"
-            raise RecipeError(f"{self.name}:{node.start_mark.line + 1}: {what}") from error
+            raise RecipeError(f"{self.name}:{line}: {what}") from error
+        if isinstance(value, str) and not is_text(value):
+            raise RecipeError(f"{self.name}:{line}: {value[:40]!r} has half of a surrogate pair, which is no text")
+        return value
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         self.loader.flatten_mapping(node)

@@ -97,14 +97,27 @@ def parse_recipe(
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise _explained(error, origin) from error
+    return check_recipe(recipe.with_origin(replace(origin, warnings=tuple(warnings))))
+
+
+def check_recipe(recipe: Recipe) -> Recipe:
+    """Check what the form of a recipe does not show: its method, and the parameters of the method and of the steps.
+
+    Returns:
+        The recipe, with a warning for each parameter that is not used.
+
+    Raises:
+        RecipeError: With the place and a hint.
+    """
+    origin = recipe.origin
     try:
         method = find_method(recipe.merge_method)
     except RecipeError as error:
         what = error.message.removeprefix("merge_method: ")
         raise RecipeError(f"{origin.at('merge_method')}: {what}", hint=error.hint) from error
-    warnings += _check_parameters(recipe, method, origin)
+    warnings = (*origin.warnings, *_check_parameters(recipe, method, origin))
     _check_prepare(recipe, origin)
-    return recipe.with_origin(replace(origin, warnings=tuple(warnings)))
+    return recipe.with_origin(replace(origin, warnings=tuple(dict.fromkeys(warnings))))
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -22,26 +22,27 @@ class MismatchReport:
     Attributes:
         layers: Layer -> scheme -> mismatch.
         total: Scheme -> mismatch over the model.
-        measured: Scheme -> mismatch measured on data; empty without data.
+        measured: Quantity -> scheme -> what was measured on data; empty without data.
     """
 
     layers: Mapping[str, Mapping[str, float]]
     total: Mapping[str, float]
-    measured: Mapping[str, float]
+    measured: Mapping[str, Mapping[str, float | None]]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain data."""
-        return {"layers": self.layers, "total": self.total, "measured": self.measured}
+        measured = {what.replace(" ", "_"): numbers for what, numbers in self.measured.items()}
+        return {"layers": self.layers, "total": self.total, "measured": measured}
 
 
 def mismatch_report(
-    sums: Mapping[str, Mapping[str, float]], measured: Mapping[str, float] | None = None
+    sums: Mapping[str, Mapping[str, float]], measured: Mapping[str, Mapping[str, float | None]] | None = None
 ) -> MismatchReport:
     """Group the sums over tensors by layer.
 
     Args:
         sums: Tensor -> what gradient matching summed over it.
-        measured: Scheme -> mismatch measured on data.
+        measured: Quantity -> scheme -> what was measured on data.
     """
     squares: dict[str, dict[str, float]] = {}
     for name in sorted(sums, key=natural_key):

@@ -1,0 +1,55 @@
+"""The libraries that running models takes: asked for when needed, and kept from talking."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from merge_cli.errors import RecipeError
+
+
+def require(library: str, what: str) -> Any:
+    """Import an optional library.
+
+    Args:
+        library: Its name.
+        what: What it is needed for, for the message.
+
+    Raises:
+        RecipeError: If it is not installed, or lacks something of its own.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        lacking = f" (it lacks {error.name})" if error.name not in {None, library} else ""
+        raise RecipeError(
+            f"{what} needs the {library} library{lacking}", hint="pip install 'merge-cli[fisher]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Silence the bars and warnings of transformers and datasets; what matters of them is told in other words."""
+    with contextlib.ExitStack() as stack:
+        for library in ("transformers", "datasets"):
+            # One that is missing is complained of where it is used.
+            with contextlib.suppress(ImportError):
+                stack.enter_context(_hushed(importlib.import_module(f"{library}.utils.logging")))
+        yield
+
+
+@contextlib.contextmanager
+def _hushed(logging: Any) -> Iterator[None]:
+    # One library keeps its bars among its logging, the other beside it.
+    bars = logging if hasattr(logging, "disable_progress_bar") else importlib.import_module("datasets")
+    level, shown = logging.get_verbosity(), bars.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            bars.enable_progress_bar()
