@@ -216,33 +216,28 @@ def dare_ties(
 def keep_mask(parts: Sequence[str | int], numel: int, density: float, *, start: int = 0) -> list[int]:
     """The mask of the vector that is keyed by ``parts`` (seed, model, tensor), elements ``start`` and following.
 
-    An element is kept where its 32-bit word lies among the smallest ``density · 2³²``.
+    An element is kept where its 32-bit word is below ``density · 2³²``.
     """
     limit = round(density * 2**32)
-    if density >= 1 or limit >= 2**32:
-        return [1] * numel
     return [int(word < limit) for word in random_words(parts, numel, start=start)]
 
 
 def random_words(parts: Sequence[str | int], numel: int, *, start: int = 0) -> list[int]:
-    """The 32-bit words behind :func:`keep_mask`."""
+    """The unsigned 32-bit words behind :func:`keep_mask`; beyond 2³² elements the key is another one."""
+    original = _key(*parts)
     words = []
     for index in range(start, start + numel):
         epoch, low = divmod(index, 2**32)
-        first, second = _key(*parts)
-        if epoch:
-            first, second = _key(first, second, epoch)
+        first, second = _key(*original, epoch) if epoch else original
         words.append(fmix32(low ^ first, second))
     return words
 
 
-def fmix32(word: int, between: int = 0) -> int:
-    """The finalizer of MurmurHash3 on 32-bit words (Austin Appleby, public domain).
-
-    ``between`` is mixed in after the first multiplication; 0 is the finalizer itself.
-    """
+def fmix32(word: int, key: int = 0) -> int:
+    """The finalizer of MurmurHash3 on 32-bit words (Austin Appleby, public domain), with a key between its halves."""
     word ^= word >> 16
-    word = word * 0x85EBCA6B % 2**32 ^ between
+    word = word * 0x85EBCA6B % 2**32
+    word ^= key
     word ^= word >> 13
     word = word * 0xC2B2AE35 % 2**32
     return word ^ word >> 16

@@ -33,7 +33,7 @@ def save_model(folder: Path, model_class: str, config_class: str, **settings: An
 def save_bert(folder: Path, model_class: str = "BertForSequenceClassification", **settings: Any) -> Path:
     return save_model(
         folder, model_class, "BertConfig", vocab_size=len(WORDS), hidden_size=16, intermediate_size=24,
-        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16, **{"num_labels": 3, **settings},
+        num_attention_heads=4, max_position_embeddings=16, **{"num_hidden_layers": 2, "num_labels": 3, **settings},
     )  # fmt: skip
 
 

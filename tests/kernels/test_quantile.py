@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -173,6 +175,20 @@ def test_a_sample_of_a_vector_with_few_values_does_not_mislead_either(which: str
     values = [0.0] * 3000 + [0.25] * 900 + [-0.5] * 90 + [8.0] * 10
     for density, expected in ((0.001, 8.0), (0.0025, 8.0), (0.01, 0.5), (0.2, 0.25), (0.3, 0.0)):
         assert found(values, density, cuts=[1000, 2000], sampled=MISLEADING[which]) == expected
+
+
+def test_whatever_bracket_a_sample_gives_the_search_goes_on_to_the_right_entry() -> None:
+    # The wanted entry may lie inside, above or below, also as the nearest one outside.
+    row = torch.tensor([0.0, 1.0, -2.0, 2.0, 3.0, -4.0])
+    edges = [0, *(struct.unpack("<I", struct.pack("<f", x))[0] for x in (1, 1.5, 2, 3, 4, 5)), 2**31]
+    for low, high in itertools.combinations(edges, 2):
+        for rank, expected in enumerate([4, 3, 2, 2, 1, 0], start=1):
+            search: Any = Bracket(rank, low, high)
+            for _ in range(8):
+                search = next_search(search, gather(search, None, row))
+                if isinstance(search, float):
+                    break
+            assert search == expected, (low, high, rank)
 
 
 def test_entries_that_pile_up_within_one_wide_bin_are_resolved() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import Any
+
 import pytest
 import torch
 
 from merge_cli.kernels import make_key
-from merge_cli.methods.contract import Block, Masks, Need
+from merge_cli.methods.contract import Block, Extent, Masks, Measured, Need, Totals, measure_sums
 from tests import oracle
 
 KEYS = (make_key(0, 0, "w"), make_key(0, 1, "w"))
@@ -51,3 +55,40 @@ def test_counts_add_up() -> None:
     b.count("even", ROWS % 2 == 0)
     b.count("even", ROWS[0] == 2)
     assert b.counts == {"even": 4}
+
+
+def test_sums_over_the_model_are_exact_in_whatever_pieces_they_are_collected() -> None:
+    sums: dict[str, Any] = {}
+    for values in ([1e16, 1.0], [-1e16], [2.0**-30] * 3):
+        numbers = torch.tensor(values, dtype=torch.float64)
+        for number in numbers:
+            Block({Need.BASE: numbers}, Masks(KEYS, 0), sums=sums).add("total", number[None])
+    assert math.fsum(sums["total"]) == 1 + 3 * 2.0**-30
+
+
+def test_what_is_emitted_is_kept_by_its_name() -> None:
+    b = block()
+    b.emit("precision", ROWS[0])
+    assert {name: values.tolist() for name, values in b.emitted.items()} == {"precision": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_measure_of_sums_is_exact_however_many_parts_there_are(threads: int) -> None:
+    # More parts than are kept apart, in shares that are combined at the end.
+    found = measure_sums(frozenset({Need.BASE}), Extent.TENSOR, once_and_twice, everything_given)
+    numbers = [1e8, *(k / 7 for k in range(1700)), -1e8, 1e-8]
+    blocks = [Block({Need.BASE: torch.tensor([x])}, Masks(KEYS[:1], 0)) for x in numbers]
+    state = found.start(Totals(1, len(blocks)), "parameters")
+    parts: list[Any] = [None] * threads
+    for i, each in enumerate(blocks):
+        parts[i % threads] = found.fold(state, parts[i % threads], each, None)
+    total = math.fsum(each.base.item() for each in blocks)
+    assert found.finish(state, functools.reduce(found.combine, parts)) == Measured((1, "parameters", total, 2 * total))
+
+
+def once_and_twice(b: Block, _: Any) -> torch.Tensor:
+    return torch.stack([b.base, 2 * b.base])
+
+
+def everything_given(totals: Totals, params: Any, sums: list[float]) -> tuple[Any, ...]:
+    return totals.n, params, *sums

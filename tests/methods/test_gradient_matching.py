@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merge_cli.kernels import make_key
 from merge_cli.methods import find_method
-from merge_cli.methods.contract import Need
+from merge_cli.methods.contract import Block, Masks, Need
 from tests.methods.support import Outcome, assert_close, family, made, merged, run
 
 Array = np.ndarray
@@ -785,6 +786,23 @@ def test_merged_models_compose_by_their_emitted_precision() -> None:
     assert_close(composed, s.matched(), atol=1e-5)
 
 
+def test_a_merged_model_is_anchored_whatever_the_others_are() -> None:
+    # Its precision holds all that was merged into it. H₀ 2, H 3 and 5, task vectors 1 and 3.
+    inputs = family(base=[0], models=[[1], [3]], curvature=[[3], [5]], base_curvature=[2])
+    method = find_method("gradient_matching")
+    params = made(method.params, 2, **{**PLAIN, "anchor": "none"})
+
+    def step(*posterior: bool) -> float:
+        keys = (make_key(0), make_key(1))
+        rows = {need: inputs[need] for need in method.needs(params, frozenset(inputs))}
+        return method.merge(Block(rows, Masks(keys, 0), posterior=posterior), params).item()
+
+    assert step() == pytest.approx((3 * 1 + 5 * 3) / 10)
+    assert step(False, False) == pytest.approx((3 * 1 + 5 * 3) / 10)
+    assert step(True, False) == pytest.approx((5 * 1 + 5 * 3) / 10)
+    assert step(True, True) == pytest.approx((5 * 1 + 7 * 3) / 10)
+
+
 def diagnosis(outcome: Outcome, n: int, **values: Any) -> Any:
     method = find_method("gradient_matching")
     return method.diagnose(outcome.sums, outcome.measured["first"], made(method.params, n, **values))
@@ -807,6 +825,30 @@ def test_extrapolation_compares_the_step_with_the_task_vectors_in_the_merged_pre
     assert found.values["extrapolation"] == pytest.approx(27 / 12.5)
     assert found.values["prior_precision"] == 0.0
     assert found.warnings == ()
+
+
+def test_the_forecast_for_task_arithmetic_is_the_mismatch_of_its_gradients() -> None:
+    # To second order the gradient of task i at m differs by H_i (m - θ_i) from that at θ_i; in the metric of 1 / H₀.
+    s = sites()
+    arithmetic = s.base + (s.column * s.deltas).sum(axis=0)
+    gap = (s.column * s.curvature * (arithmetic - s.models)).sum(axis=0)
+    inputs = family(base=s.base, models=s.models, curvature=s.curvature, base_curvature=s.base_curvature)
+    method = find_method("gradient_matching")
+    params = made(method.params, 3, weight=s.alpha, **PLAIN)
+    outcome = run(method, params, {"tensor": inputs})
+    found = method.diagnose(outcome.sums, outcome.measured["tensor"], params)
+    assert found.values["mismatch_of_task_arithmetic"] == pytest.approx(
+        math.sqrt((gap**2 / s.base_curvature).sum()), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_a_diagnosis_of_curvatures_of_any_scale_is_finite(size: float) -> None:
+    task = {"base": [0, 0], "models": [[1, 1], [2, 1]], "curvature": [[size, 0]] * 2, "base_curvature": [size, size]}
+    found = diagnosis(whole(**task, weight=(1, 1), **PLAIN), 2, weight=(1, 1), **PLAIN)
+    assert all(math.isfinite(value) for value in found.values.values())
+    # The first element moves by (2 + 4) / 3 and the second by 2, of precisions 3 and 1.
+    assert found.values["extrapolation"] == pytest.approx((3 * 4 + 4) / ((3 + 1 + 3 * 4 + 1) / 2))
 
 
 def test_a_merge_far_beyond_its_task_vectors_warns() -> None:

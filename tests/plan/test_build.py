@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from merge_cli.errors import ResourceError
+from merge_cli.errors import RecipeError, ResourceError
 from merge_cli.plan import MergePlan, build_plan
+from merge_cli.recipe import Recipe
 from tests.checkpoints import LLAMA, recipe_over, write_checkpoint, write_header
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
@@ -250,3 +251,14 @@ def test_checkpoints_of_twenty_thousand_tensors_are_planned(tmp_path: Path) -> N
     last = {task.place.name: task.params for task in found.merged}["layers.399.experts.7.w"]
     assert last is not None
     assert last.weight == (1,)  # type: ignore[attr-defined]
+
+
+def test_a_recipe_made_in_python_is_checked_before_it_is_planned(tmp_path: Path) -> None:
+    family(tmp_path, base=F32, one=F32, two=F32)
+    recipe = content(base_model=str(tmp_path / "base"), parameters={"int8_mask": True})
+    for entry in recipe["models"]:
+        entry["model"] = str(tmp_path / entry["model"])
+    found = build_plan(Recipe.model_validate(recipe))
+    assert found.warnings == ("recipe: parameters.int8_mask: task_arithmetic has no such parameter; it is not used",)
+    with pytest.raises(RecipeError, match="did you mean 'lambda'"):
+        build_plan(Recipe.model_validate({**recipe, "parameters": {"lamda": 2}}))

@@ -90,6 +90,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(text: str, line: int) 
         ("\ta: 1\n", "r.yml:1: not valid YAML"),
         ("a: \x00\n", "r.yml is not valid YAML: unacceptable character"),
         ("a: 1\nx: &x 3\nb: {<<: *x}\n", ": not valid YAML: expected a mapping"),
+        ('a:\n  - "\\ud800"\n', "r.yml:2: '\\ud800' has half of a surrogate pair"),
         ("1: a\n", "r.yml:1: the key '1' is not text"),
         ("a: 1\n? [x, y]\n: 3\n", "r.yml:2: the key a list or mapping is not text"),
     ],

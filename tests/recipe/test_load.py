@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.errors import RecipeError
-from merge_cli.recipe import Choice, Recipe, load_recipe, parse_recipe
+from merge_cli.recipe import Choice, Recipe, check_recipe, load_recipe, parse_recipe
 
 LINEAR = "merge_method: linear\nmodels:\n  - model: a\n    parameters: {weight: 1}\n"
 
@@ -285,3 +285,25 @@ def test_a_recipe_may_be_made_in_python_and_written_out_again() -> None:
     }  # fmt: skip
     recipe = Recipe.model_validate(content)
     assert recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True) == content
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"merge_method": "tie"}, "recipe: merge_method: there is no method 'tie'"),
+        ({"parameters": {"denisty": 1}}, "recipe: parameters.denisty: ties has no such parameter"),
+        ({"prepare": {"drop": {}}}, "recipe: prepare.drop: there is no such step"),
+        ({"prepare": {"dare": {"drop_rate": 2}}}, "recipe: prepare.dare.drop_rate"),
+    ],
+)
+def test_a_recipe_made_in_python_is_checked_like_one_that_is_read(change: dict[str, object], says: str) -> None:
+    recipe = Recipe.model_validate({"merge_method": "ties", "base_model": "b", "models": [{"model": "a"}], **change})
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(recipe)
+    assert says in str(caught.value)
+
+
+def test_checking_again_warns_once() -> None:
+    recipe = parse_recipe(LINEAR + "parameters: {int8_mask: true}\n")
+    assert len(recipe.origin.warnings) == 1
+    assert check_recipe(recipe).origin == recipe.origin
