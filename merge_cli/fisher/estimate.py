@@ -15,6 +15,7 @@ from merge_cli.checkpoint import Staging, check_replaceable, locate, open_checkp
 from merge_cli.errors import CheckpointError
 from merge_cli.fisher.data import open_rows
 from merge_cli.fisher.encoding import encoder_of
+from merge_cli.fisher.libraries import require
 from merge_cli.fisher.losses import Estimator
 from merge_cli.fisher.modelling import guess_task, load_model
 from merge_cli.fisher.running import MeasuringRun
@@ -71,6 +72,7 @@ def estimate_fisher(
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
     refuse_overwriting(out, checkpoint)
     task = settings.task or guess_task(checkpoint)
+    require("transformers", "running a model")
     rows = open_rows(settings.source)
     with held(measuring_folder(out)) as folder:
         loaded = load_model(checkpoint, task, dtype=settings.dtype, device=torch.device(settings.device))

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
@@ -57,6 +58,58 @@ def test_the_batch_size_is_read_from_the_state_of_the_trainer(bert: Path, tmp_pa
     (tmp_path / "trainer_state.json").write_text('{"train_batch_size": 8}')
     settings = ImportSettings(str(bert), tmp_path / "optimizer.pt", train_examples=10)
     assert import_fisher(settings, tmp_path / "out", sync=False)["batch_size"] == "8"
+
+
+def train(bert: Path, *, accumulated: int) -> Path:
+    """Let transformers' Trainer take one step of batches of two equal rows, and return its checkpoint."""
+    pytest.importorskip("accelerate")
+    row = {"input_ids": torch.tensor([3, 4, 5]), "labels": torch.tensor(1)}
+    arguments = transformers.TrainingArguments(
+        str(bert.parent / "run"), max_steps=1, save_steps=1, per_device_train_batch_size=2, max_grad_norm=1e9,
+        gradient_accumulation_steps=accumulated, adam_beta2=0.9, weight_decay=0.1, use_cpu=True, report_to=[],
+        disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_pretrained(bert)
+    transformers.Trainer(model=model, args=arguments, train_dataset=[row] * 4).train()
+    return bert.parent / "run" / "checkpoint-1"
+
+
+def test_what_the_trainer_of_transformers_writes_is_imported(tmp_path: Path) -> None:
+    bert = save_bert(tmp_path / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    checkpoint = train(bert, accumulated=1)
+    settings = ImportSettings(str(checkpoint), checkpoint / "optimizer.pt", train_examples=4)
+    metadata = import_fisher(settings, tmp_path / "out", sync=False)
+    assert (metadata["steps"], metadata["beta2"], metadata["batch_size"]) == ("1", "0.9", "2")
+    # After one step v / (1 - beta2) is the square of the mean gradient, here that of the one row.
+    model = AutoModelForSequenceClassification.from_pretrained(bert)
+    model(input_ids=torch.tensor([[3, 4, 5]]), labels=torch.tensor([1])).loss.backward()
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    largest = max(float(value.grad.square().max()) for value in model.parameters())
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(found[name], 2 * value.grad.square(), rtol=1e-3, atol=1e-6 * largest)
+
+
+def test_batches_that_were_accumulated_are_found_out(tmp_path: Path) -> None:
+    checkpoint = train(save_bert(tmp_path / "bert"), accumulated=2)
+    settings = ImportSettings(str(checkpoint), checkpoint / "optimizer.pt", train_examples=4)
+    with pytest.raises(RecipeError, match="batches of 2, but 1 epochs of 4 examples in 1 steps make about 4"):
+        import_fisher(settings, tmp_path / "out", sync=False)
+    given = ImportSettings(str(checkpoint), checkpoint / "optimizer.pt", train_examples=4, batch_size=4)
+    assert import_fisher(given, tmp_path / "out", sync=False)["batch_size"] == "4"
+
+
+def test_the_mean_over_tokens_that_language_models_are_trained_on_is_made_up_for(tmp_path: Path) -> None:
+    bert = save_bert(tmp_path / "bert", "BertForMaskedLM")
+    shape = load_file(bert / "model.safetensors")["cls.predictions.bias"].shape
+    save_file({"cls.predictions.bias": torch.full(shape, 0.5)}, tmp_path / "v.safetensors")
+    given: dict[str, Any] = {"train_examples": 10, "batch_size": 4, "steps": 1, "beta2": 0.75}
+    with pytest.raises(RecipeError, match="--tokens-per-example is needed"):
+        import_fisher(ImportSettings(str(bert), tmp_path / "v.safetensors", **given), tmp_path / "out")
+    settings = ImportSettings(str(bert), tmp_path / "v.safetensors", **given, tokens_per_example=3)
+    import_fisher(settings, tmp_path / "out", sync=False)
+    # 4 * 0.5 / (1 - 0.75) * 3 * 3 = 72
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    torch.testing.assert_close(found, {"cls.predictions.bias": torch.full(shape, 72.0)})
 
 
 @pytest.mark.parametrize("missing", ["train_examples", "batch_size"])

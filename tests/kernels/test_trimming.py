@@ -27,6 +27,12 @@ def test_every_row_has_its_own_threshold() -> None:
     assert kept.tolist() == [[1, 2, 3], [0, 0, 3], [0, -2, 3], [0, 0, 0]]
 
 
+def test_the_largest_float_is_a_threshold_like_others() -> None:
+    largest = (2 - 2.0**-23) * 2.0**127
+    delta = torch.tensor([[largest, -largest, largest / 2]])
+    assert keep_at_least(delta, [largest]).tolist() == [[largest, -largest, 0.0]]
+
+
 def test_threshold_zero_keeps_every_bit() -> None:
     delta = torch.tensor([[-0.0, SMALLEST, 1.0]])
     assert torch.equal(keep_at_least(delta, [0.0]).view(torch.int32), delta.view(torch.int32))

@@ -77,12 +77,12 @@ def test_a_measure_of_sums_is_exact_however_many_parts_there_are(threads: int) -
     # More parts than are kept apart, in shares that are combined at the end.
     found = measure_sums(frozenset({Need.BASE}), Extent.TENSOR, once_and_twice, everything_given)
     numbers = [1e8, *(k / 7 for k in range(1700)), -1e8, 1e-8]
-    blocks = [Block({Need.BASE: torch.tensor([x])}, Masks(KEYS[:1], 0)) for x in numbers]
+    blocks = [Block({Need.BASE: torch.tensor([x, 1e-9])}, Masks(KEYS[:1], 0)) for x in numbers]
     state = found.start(Totals(1, len(blocks)), "parameters")
     parts: list[Any] = [None] * threads
     for i, each in enumerate(blocks):
         parts[i % threads] = found.fold(state, parts[i % threads], each, None)
-    total = math.fsum(each.base.item() for each in blocks)
+    total = math.fsum(math.fsum(each.base.tolist()) for each in blocks)
     assert found.finish(state, functools.reduce(found.combine, parts)) == Measured((1, "parameters", total, 2 * total))
 
 

@@ -842,6 +842,15 @@ def test_the_forecast_for_task_arithmetic_is_the_mismatch_of_its_gradients() -> 
     )
 
 
+def test_a_box_is_what_gradient_matching_itself_mismatches() -> None:
+    # Without a box the target 312 / 108 is reached; the box stops at 2, in precision 108 on H₀ = 100.
+    task = {"base": [0, 0], "models": [[1, 1], [2, 2]], "curvature": [[4, 4]] * 2, "base_curvature": [100, 100]}
+    free, boxed = (whole(**task, weight=(1, 1), box=box, **PLAIN).sums for box in (False, True))
+    assert free["mismatch_gradient_matching"] == 0
+    gap = 312 / 108 - 2
+    assert boxed["mismatch_gradient_matching"] == pytest.approx(2 * 108**2 / 100 * gap**2, rel=1e-4)
+
+
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_a_diagnosis_of_curvatures_of_any_scale_is_finite(size: float) -> None:
     task = {"base": [0, 0], "models": [[1, 1], [2, 1]], "curvature": [[size, 0]] * 2, "base_curvature": [size, size]}

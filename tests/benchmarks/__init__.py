@@ -1,0 +1,1 @@
+"""Measurements that run by name only; each script's docstring says how."""

@@ -1,0 +1,226 @@
+"""What is written where: the output folder, standard output and standard error."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from merge_cli import __version__
+from merge_cli.cli.progress import showing
+from merge_cli.stream import Quiet
+from tests.checkpoints import write_checkpoint
+from tests.cli.conftest import Run, listing
+
+WARNED = ["--set", "parameters.int8_mask=true"]
+
+
+def test_a_merge_says_in_one_line_what_it_did(run: Run, folder: Path) -> None:
+    done = run("merge", "r.yml", "out")
+    assert done.err == ""
+    assert done.out.startswith("out: 15 parameters, 1 tensors merged, 1 copied; ")
+    assert done.out.count("\n") == 1
+    assert (folder / "out" / "model.safetensors").is_file()
+
+
+def test_quietly_it_says_nothing_at_all(run: Run, folder: Path) -> None:
+    done = run("merge", "r.yml", "out", "--quiet", *WARNED)
+    assert (done.out, done.err) == ("", "")
+
+
+def test_warnings_go_to_standard_error(run: Run, folder: Path) -> None:
+    wanted = "warning: r.yml: parameters.int8_mask: ties has no such parameter; it is not used\n"
+    assert run("merge", "r.yml", "out", *WARNED).err == wanted
+    assert run("plan", "r.yml", *WARNED).err == wanted
+
+
+def test_verbosely_the_plan_goes_to_standard_error(run: Run, folder: Path) -> None:
+    done = run("merge", "r.yml", "out", "-v")
+    assert "1 merged, 1 copied" in done.err
+    assert done.out.startswith("out: ")
+
+
+def test_a_dry_run_plans_and_writes_nothing(run: Run, folder: Path) -> None:
+    before = listing(folder)
+    done = run("merge", "r.yml", "deep/out", "--dry-run")
+    assert done.code == 0
+    assert "1 merged, 1 copied" in done.out
+    assert listing(folder) == before
+
+
+def test_a_dry_run_finds_what_a_run_would_refuse(run: Run, folder: Path) -> None:
+    (folder / "out").mkdir()
+    assert run("merge", "r.yml", "out", "--dry-run").code == 2
+    assert run("merge", "r.yml", "base", "--dry-run", "--force").code == 2
+
+
+def test_an_output_that_exists_is_refused_unless_forced(run: Run, folder: Path) -> None:
+    assert run("merge", "r.yml", "out").code == 0
+    before = (folder / "out" / "model.safetensors").read_bytes()
+    done = run("merge", "r.yml", "out", "--set", "parameters.lambda=2")
+    assert done.code == 2
+    assert done.err == "error: out exists\n  hint: choose another name, or replace it with --force\n"
+    assert (folder / "out" / "model.safetensors").read_bytes() == before
+    (folder / "out" / "stale.safetensors").write_bytes(b"x")
+    assert run("merge", "r.yml", "out", "--set", "parameters.lambda=2", "--force").code == 0
+    assert (folder / "out" / "model.safetensors").read_bytes() != before
+    assert not (folder / "out" / "stale.safetensors").exists()
+    assert [name for name in listing(folder) if name.startswith("out.")] == []
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_looked_for(run: Run, folder: Path) -> None:
+    (folder / "out").mkdir()
+    done = run("merge", "r.yml", "out", "--set", "base_model=./nowhere")
+    assert done.code == 2
+    assert done.err.startswith("error: out exists")
+
+
+def test_force_replaces_checkpoints_only(run: Run, folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "thesis.txt").write_text("ten years of work")
+    done = run("merge", "r.yml", "out", "--force")
+    assert done.code == 2
+    assert "does not look like a checkpoint" in done.err
+    assert (folder / "out" / "thesis.txt").read_text() == "ten years of work"
+
+
+@pytest.mark.parametrize("out", ["one", "./one", "base/../two", "base"])
+def test_an_output_that_is_an_input_is_refused_even_when_forced(run: Run, folder: Path, out: str) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+    done = run("merge", "r.yml", out, "--force")
+    assert done.code == 2
+    assert f"{Path(out)} is the input " in done.err
+    assert {path: path.read_bytes() for path in folder.rglob("*.safetensors")} == before
+
+
+def test_an_output_that_contains_an_input_is_refused(run: Run, folder: Path) -> None:
+    (folder / "all").mkdir()
+    (folder / "one").rename(folder / "all" / "one")
+    arguments = ["--set", "models.0.model=all/one", "--force"]
+    done = run("merge", "r.yml", "all", *arguments)
+    assert done.code == 2
+    assert "all contains the input all/one" in done.err
+    done = run("merge", "r.yml", ".", *arguments)
+    assert done.code == 2
+    assert (folder / "all" / "one" / "model.safetensors").is_file()
+
+
+def test_an_input_behind_a_link_is_an_input(run: Run, folder: Path) -> None:
+    (folder / "link").symlink_to("one", target_is_directory=True)
+    done = run("merge", "r.yml", "link", "--force")
+    assert done.code == 2
+    assert "link is the input one" in done.err
+    done = run("merge", "r.yml", "one", "--set", "models.0.model=link", "--force")
+    assert done.code == 2
+    assert "one is the input link" in done.err
+
+
+def test_an_input_that_is_one_file_within_the_output_is_found(run: Run, folder: Path) -> None:
+    done = run("merge", "r.yml", "one", "--set", "models.0.model=one/model.safetensors", "--force")
+    assert done.code == 2
+    assert "one contains the input one/model.safetensors" in done.err
+
+
+def test_a_fisher_is_an_input_too(run: Run, folder: Path) -> None:
+    arguments = ["--set", "merge_method=fisher", "--set", "models=[{model: one, fisher: two}]"]
+    done = run("merge", "r.yml", "two", *arguments, "--force")
+    assert done.code == 2
+    assert "two is the input two" in done.err
+
+
+def test_the_output_may_lie_within_an_input_or_in_a_folder_that_is_not_there_yet(run: Run, folder: Path) -> None:
+    assert run("merge", "r.yml", "base/merged").code == 0
+    assert run("merge", "r.yml", "deep/er/merged", "--no-fsync").code == 0
+    assert (folder / "deep" / "er" / "merged" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("out", ["..", "/", ""])
+def test_an_output_without_a_name_is_refused(run: Run, folder: Path, out: str) -> None:
+    assert run("merge", "r.yml", out, "--force").code == 2
+
+
+def test_progress_is_shown_on_terminals_only(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with showing(visible=True) as listener:
+        assert isinstance(listener, Quiet)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with showing(visible=False) as listener:
+        assert isinstance(listener, Quiet)
+    with showing(visible=True) as listener:
+        assert not isinstance(listener, Quiet)
+        listener.phase("measuring", 10)
+        listener.advance("layers.0.w", 10)
+        listener.phase("merging", 20)
+        listener.advance("layers.1.w", 20)
+    assert "layers.1.w" in capfd.readouterr().err
+
+
+def test_tables_are_not_cut_to_eighty_columns_in_a_pipe(run: Run, folder: Path) -> None:
+    name = "layers.0." + "very_long_module." * 10 + "weight"
+    for checkpoint in ("base", "one", "two"):
+        write_checkpoint(folder / checkpoint, {name: [1.0]})
+    assert name in run("plan", "r.yml", "-v").out
+    assert name.replace(".0.", ".{i}.") in run("inspect", "one").out
+    assert name in run("inspect", "one", "-v").out
+    assert max(map(len, run("methods").out.splitlines())) > 80
+
+
+def test_the_version_is_printed(run: Run) -> None:
+    assert run("--version").out == f"merge-cli {__version__}\n"
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_merge_in_json(run: Run, folder: Path) -> None:
+    done = run("merge", "r.yml", "out", "--json", "-v", *WARNED)
+    content = json.loads(done.out)
+    assert (content["out"], content["merged"], content["copied"], content["parameters"]) == ("out", 1, 1, 15)
+    assert content["warnings"] == ["r.yml: parameters.int8_mask: ties has no such parameter; it is not used"]
+    assert set(content["files"]) == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("arguments", [["plan", "r.yml"], ["merge", "r.yml", "out", "--dry-run"]])
+def test_a_plan_in_json(run: Run, folder: Path, arguments: list[str]) -> None:
+    content = json.loads(run(*arguments, "--json", *WARNED).out)
+    assert [each["role"] for each in content["inputs"]] == ["base", "model 0", "model 1"]
+    assert (content["merged"], content["copied"]) == (1, 1)
+    # Three times 12 numbers of 4 bytes, and 3 of 8.
+    assert content["read_bytes"] == 3 * 48 + 24
+    assert content["buffer_bytes"] <= content["memory_bytes"]
+    assert len(content["digest"]) == 64
+    merged, copied = sorted(content["tensors"], key=lambda tensor: bool(tensor["copied"]))
+    assert merged["name"] == "layers.0.w"
+    assert merged["parameters"]["density"] == [0.5, 1.0]
+    assert copied == {"name": "ids", "dtype": "int64", "shape": [3], "copied": True, "parameters": None}
+
+
+def test_what_is_in_a_checkpoint_in_json(run: Run, folder: Path) -> None:
+    content = json.loads(run("inspect", "one", "--json").out)
+    assert content["parameters"] == 15
+    assert [tensor["name"] for tensor in content["tensors"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["merge", "nowhere.yml", "out"], 2),
+        (["merge", "r.yml", "one"], 2),
+        (["plan", "r.yml", "--set", "base_model=./nowhere"], 3),
+        (["plan", "r.yml", "--memory", "1B"], 4),
+        (["merge", "r.yml", "out", "--set", "parameters.lambda=1e6", "--set", "dtype=float16"], 5),
+        (["inspect", "./nowhere"], 3),
+        (["methods", "tie"], 2),
+    ],
+)
+def test_a_failure_in_json(run: Run, folder: Path, arguments: list[str], code: int) -> None:
+    done = run(*arguments, "--json")
+    content = json.loads(done.out)
+    assert set(content) == {"error", "hint", "exit_code"}
+    assert content["exit_code"] == done.code == code
+    assert f"error: {content['error']}" in done.err
+
+
+def test_the_schema_is_json_and_nothing_else(run: Run) -> None:
+    assert json.loads(run("schema").out)["title"] == "merge-cli recipe"

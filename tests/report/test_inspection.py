@@ -1,0 +1,55 @@
+"""What is in a checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from merge_cli.checkpoint import open_checkpoint
+from merge_cli.report import Inspection, inspect_checkpoint
+from tests.checkpoints import write_checkpoint
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Inspection:
+    tensors = {"embed.weight": torch.zeros(7, 2, dtype=torch.bfloat16), "ids": torch.arange(3)}
+    for i in range(11):
+        tensors |= {f"model.layers.{i}.mlp.weight": torch.zeros(2, 2), f"model.layers.{i}.norm": torch.zeros(2)}
+    write_checkpoint(tmp_path / "c", tensors, metadata={"made": "by hand"}, shards=2)
+    return inspect_checkpoint(open_checkpoint(tmp_path / "c", label="c"))
+
+
+def test_parameters_are_counted_by_dtype_and_by_layer(found: Inspection) -> None:
+    assert found.parameters == 14 + 3 + 11 * 6
+    assert found.dtypes() == {"bfloat16": 14, "int64": 3, "float32": 66}
+    layers = found.layers()
+    assert layers["model.layers.10"] == 6
+    assert layers["embed"] == 14
+    assert layers["ids"] == 3
+    # In the order of numbers, not of digits.
+    assert [name for name in layers if name.startswith("model")] == [f"model.layers.{i}" for i in range(11)]
+
+
+def test_tensors_that_repeat_in_every_layer_are_one_group(found: Inspection) -> None:
+    groups = {group.name: (group.dtype, group.shape, group.layers) for group in found.groups()}
+    assert groups == {
+        "embed.weight": ("bfloat16", (7, 2), ()),
+        "ids": ("int64", (3,), ()),
+        "model.layers.{i}.mlp.weight": ("float32", (2, 2), tuple(range(11))),
+        "model.layers.{i}.norm": ("float32", (2,), tuple(range(11))),
+    }
+
+
+def test_all_of_it_is_json(found: Inspection) -> None:
+    content = json.loads(json.dumps(found.to_json()))
+    assert content["checkpoint"] == "c"
+    assert content["parameters"] == found.parameters
+    assert content["bytes"] == 14 * 2 + 3 * 8 + 66 * 4
+    assert content["architectures"] == ["LlamaForCausalLM"]
+    assert len(content["tensors"]) == 24
+    assert {file["name"] for file in content["files"]} == {
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    }
+    assert content["metadata"]["made"] == "by hand"
