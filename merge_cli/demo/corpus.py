@@ -29,11 +29,13 @@ class Sizes:
     """How many examples of each kind of text.
 
     Attributes:
-        train: To train on.
+        own: To train the base on, of its own domain.
+        train: To train an expert on.
         validation: To choose hyper-parameters by.
         test: To report on.
     """
 
+    own: int
     train: int
     validation: int
     test: int
@@ -62,13 +64,16 @@ def load_domains(sizes: Sizes, *, seed: int) -> tuple[Domain, ...]:
     """Return the base's domain, code, and the three of the experts.
 
     Args:
-        sizes: Examples per domain.
+        sizes: How many pieces of each.
         seed: Of the choice and order of the pieces.
 
     Raises:
         CheckpointError: If this Python lacks one of the texts.
     """
-    return tuple(_cut(name, what, text(), sizes, seed) for name, what, text in _TEXTS)
+    return tuple(
+        _cut(name, what, text(), sizes.train if number else sizes.own, sizes, seed)
+        for number, (name, what, text) in enumerate(_TEXTS)
+    )
 
 
 def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
@@ -78,11 +83,11 @@ def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
     return path
 
 
-def _cut(name: str, what: str, text: str, sizes: Sizes, seed: int) -> Domain:
+def _cut(name: str, what: str, text: str, train: int, sizes: Sizes, seed: int) -> Domain:
     pieces = [text[start : start + PIECE] for start in range(0, len(text) - PIECE, PIECE)]
     # Blank pieces teach nothing, and are no examples for a Fisher.
     pieces = [piece for piece in pieces if piece.strip()]
-    wanted = sizes.train + sizes.validation + sizes.test
+    wanted = train + sizes.validation + sizes.test
     if len(pieces) < wanted:
         raise CheckpointError(
             f"this Python comes with {len(pieces)} pieces of {what}, the demonstration takes {wanted}",

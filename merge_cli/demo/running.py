@@ -50,8 +50,8 @@ class Scale:
     fisher_examples: int
 
 
-_FULL = Scale(Sizes(3000, 256, 512), 1000, 96, tiny.Training(400, 6e-3), tiny.Training(80, 1e-3), 256)
-_QUICK = Scale(Sizes(200, 24, 24), 60, 32, tiny.Training(30, 6e-3), tiny.Training(10, 2e-3), 32)
+_FULL = Scale(Sizes(12_000, 2000, 256, 512), 500, 96, tiny.Training(400, 6e-3), tiny.Training(80, 1e-3), 256)
+_QUICK = Scale(Sizes(240, 120, 24, 24), 60, 32, tiny.Training(30, 6e-3), tiny.Training(10, 2e-3), 32)
 
 
 def run_demo(folder: Path, *, say: Say, seed: int = 0, quick: bool = False) -> DemoReport:

@@ -8,7 +8,7 @@ removed in between. Seconds are wall time from start to end of the process, peak
 
 * merge-cli runs as ``merge-cli merge RECIPE OUT --no-fsync --json``: mergekit does not wait for the device either.
 * mergekit runs as ``mergekit-yaml RECIPE OUT``, all flags at their defaults. The checkpoints carry a small tokenizer,
-  which both tools copy.
+  which both tools copy. Neither may use the network.
 * The floor is ``cat`` of the files read to /dev/null and ``cp`` of the output, measured in each run too.
 * GB/s counts input and output bytes once each, however often a method reads its inputs.
 * ``merging`` is what merge-cli itself reports: from the first byte read to the committed output, start-up apart.

@@ -27,7 +27,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DemoReport,
     patch.undo()
 
 
-def test_it_leaves_checkpoints_with_tokenizers_that_transformers_loads(demo: tuple[DemoReport, Path, list[str]]) -> None:
+def test_it_leaves_checkpoints_with_tokenizers_that_transformers_loads(
+    demo: tuple[DemoReport, Path, list[str]],
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for name in _CHECKPOINTS:
@@ -73,7 +75,9 @@ def test_every_merge_is_left_with_its_recipe_and_repeats(
     for trial in (*ADDITION, *REMOVAL):
         assert (demo[1] / "merged" / trial.name / "merge_manifest.json").is_file()
         merge_cli.merge(build_plan(load_recipe(demo[1] / f"{trial.name}.yml")), tmp_path / trial.name)
-        left, again = (load_file(folder / trial.name / "model.safetensors") for folder in (demo[1] / "merged", tmp_path))
+        left, again = (
+            load_file(folder / trial.name / "model.safetensors") for folder in (demo[1] / "merged", tmp_path)
+        )
         assert all(torch.equal(left[name], again[name]) for name in left)
     assert not [path for path in (demo[1] / "merged").iterdir() if path.name.endswith(".grid")]
 
@@ -115,7 +119,12 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("left", "right", "expected"),
-    [([1, 2, 3], [10, 20, 30], 1.0), ([1, 2, 3], [3, 2, 1], -1.0), ([1, 1], [1, 2], 0.0), ([1, 2, 2, 3], [1, 2, 2, 3], 1.0)],
+    [
+        ([1, 2, 3], [10, 20, 30], 1.0),
+        ([1, 2, 3], [3, 2, 1], -1.0),
+        ([1, 1], [1, 2], 0.0),
+        ([1, 2, 2, 3], [1, 2, 2, 3], 1.0),
+    ],
 )
 def test_rank_correlation(left: list[float], right: list[float], expected: float) -> None:
     assert spearman(left, right) == pytest.approx(expected)

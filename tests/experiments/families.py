@@ -194,11 +194,10 @@ def _some(count: int, examples: int, seed: int) -> Tensor:
 
 def language_model(seed: int, *, quick: bool = False) -> Family:
     """Texts of four kinds; each expert's training set is one third in the base's."""
-    sizes = Sizes(96, 32, 32) if quick else Sizes(4000, 96, 384)
+    sizes = Sizes(160, 96, 32, 32) if quick else Sizes(16_000, 1000, 96, 384)
     domains = {}
-    for number, domain in enumerate(load_domains(sizes, seed=seed)):
-        train = domain.train[: len(domain.train) // (4 if number else 1)]
-        parts = (tiny.encode(texts) for texts in (train, domain.validation, domain.test))
+    for domain in load_domains(sizes, seed=seed):
+        parts = (tiny.encode(texts) for texts in (domain.train, domain.validation, domain.test))
         domains[domain.name] = Split(*(Data(tokens, tokens) for tokens in parts))
     steps = {"base": 400, "anchored": 300, "early": 60, "converged": 500}
     return Family(
@@ -212,7 +211,7 @@ def classifier(seed: int, *, quick: bool = False) -> Family:
     counts = (96, 32, 32) if quick else (1000, 500, 2000)
     domains = {}
     for number, shift in enumerate(SHIFTS):
-        sizes = (counts[0] * (1 if number else 4), *counts[1:])
+        sizes = (counts[0] * (1 if number else 20), *counts[1:])
         images, labels = draw(shift, sum(sizes), seed=1000 * seed + number)
         parts = zip(images.split(sizes), labels.split(sizes), strict=True)
         domains[shift] = Split(*(Data(*part) for part in parts))

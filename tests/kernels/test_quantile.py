@@ -180,7 +180,7 @@ def test_a_sample_of_a_vector_with_few_values_does_not_mislead_either(which: str
 def test_whatever_bracket_a_sample_gives_the_search_goes_on_to_the_right_entry() -> None:
     # The wanted entry may lie inside, above or below, also as the nearest one outside.
     row = torch.tensor([0.0, 1.0, -2.0, 2.0, 3.0, -4.0])
-    edges = [0, *(struct.unpack("<I", struct.pack("<f", x))[0] for x in (1, 1.5, 2, 3, 4, 5)), 2**31]
+    edges = [0, *(struct.unpack("<I", struct.pack("<f", x))[0] for x in (1, 2, 3)), 2**31]
     for low, high in itertools.combinations(edges, 2):
         for rank, expected in enumerate([4, 3, 2, 2, 1, 0], start=1):
             search: Any = Bracket(rank, low, high)
