@@ -237,5 +237,3 @@ def _new_vit(seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return transformers.ViTForImageClassification(config).eval()
-
-

@@ -809,7 +809,7 @@ def diagnosis(outcome: Outcome, n: int, **values: Any) -> Any:
 
 
 def test_extrapolation_compares_the_step_with_the_task_vectors_in_the_merged_precision() -> None:
-    # Steps 3 and 0 of precision 1 + 2 and anything: 3 · 9 = 27. Task vectors 1 1 and 2 -1 / 5 … in the same precision.
+    # Steps 3 and 0 in precisions 3 and 5: 3 · 9 + 5 · 0 = 27.
     task = {
         "base": [0, 0],
         "models": [[1, 1], [2, -1]],
@@ -820,7 +820,7 @@ def test_extrapolation_compares_the_step_with_the_task_vectors_in_the_merged_pre
     }
     outcome = whole(**task)
     assert results(outcome) == [3, 0]
-    # Lengths 3 · 1 + 5 · 1 = 8 and 3 · 4 + 5 · 1 = 17, on average 12.5.
+    # Task vectors 1 1 and 2 -1 in the same precisions: 3 + 5 = 8 and 3 · 4 + 5 = 17, on average 12.5.
     found = diagnosis(outcome, 2, weight=(1, 1), **PLAIN)
     assert found.values["extrapolation"] == pytest.approx(27 / 12.5)
     assert found.values["prior_precision"] == 0.0

@@ -77,8 +77,7 @@ def test_parameters_cannot_be_changed() -> None:
         made_once.weight = (2,)
 
 
-def test_a_model_merged_by_mergekit_s_rules_has_mergekit_s_defaults() -> None:
-    # spec of the recipe format: a published recipe that leaves these out relies on them.
+def test_what_a_published_recipe_leaves_out_is_what_mergekit_would_take() -> None:
     assert params("linear", 1, weight=(1,)).normalize is True
     assert params("task_arithmetic", 1, weight=(1,)).normalize is False
     ties = params("ties", 1, weight=(1,))
