@@ -25,7 +25,7 @@ def _comparisons(rows: Sequence[Row]) -> list[str]:
     ours = next((row for row in rows if row.name == "merged/gradient_matching"), None)
     if ours is None:
         return []
-    said = [_compare("gradient matching, untuned,", ours, row) for row in rows if row.name in _OTHERS]
+    said = [_compare(ours, row) for row in rows if row.name in _OTHERS]
     if ours.extrapolation is not None:
         said.append(
             f"Gradient matching diagnoses an extrapolation of {ours.extrapolation:.1f} at weight 1 "
@@ -42,10 +42,13 @@ _OTHERS = {
 }
 
 
-def _compare(what: str, ours: Row, other: Row) -> str:
+def _compare(ours: Row, other: Row) -> str:
     gap = ours.mean.loss - other.mean.loss
-    relation = "about the same mean loss as" if abs(gap) < _NEAR else f"a {'higher' if gap > 0 else 'lower'} one than"
-    return f"In this run {what} has {relation} {_OTHERS[other.name]} ({ours.mean.loss:.3f}, {other.mean.loss:.3f})."
+    relation = "about that" if abs(gap) < _NEAR else f"{'higher' if gap > 0 else 'lower'} than that"
+    return (
+        f"Here the mean loss of untuned gradient matching, {ours.mean.loss:.3f}, is {relation} of "
+        f"{_OTHERS[other.name]}, {other.mean.loss:.3f}."
+    )
 
 
 def _flatness(curves: Sequence[Curve]) -> list[str]:

@@ -13,6 +13,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from merge_cli.errors import RecipeError
+from merge_cli.fisher.libraries import hushed
 
 _BYTES = 256
 _PAD = _BYTES
@@ -94,7 +95,8 @@ def save(model: Any, folder: Path) -> None:
 def load(folder: Path) -> Any:
     """Return the model that a folder holds."""
     transformers, _ = libraries()
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with hushed():
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def _tokenizer() -> Any:

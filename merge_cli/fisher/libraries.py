@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from merge_cli.errors import RecipeError
+
+_ALONE = threading.RLock()
 
 
 def require(library: str, what: str) -> Any:
@@ -31,8 +34,12 @@ def require(library: str, what: str) -> Any:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Silence the bars and warnings of transformers and datasets; what matters of them is told in other words."""
-    with contextlib.ExitStack() as stack:
+    """Silence the bars and warnings of transformers and datasets; what matters of them is told in other words.
+
+    One thread at a time: transformers replaces functions of its own while it loads a model, and two threads that load
+    at once may leave them replaced, after which no model's tensors are tied any more.
+    """
+    with _ALONE, contextlib.ExitStack() as stack:
         for library in ("transformers", "datasets"):
             # One that is missing is complained of where it is used.
             with contextlib.suppress(ImportError):

@@ -44,7 +44,7 @@ class GradientMatchingParams(Params):
     curvature_floor: float = setting(
         0.01, ge=0, description="least curvature of an element, relative to the mean of the model's curvature"
     )
-    examples: tuple[float | None, ...] = per_model(
+    examples: tuple[Annotated[float, Field(gt=0)] | None, ...] = per_model(
         None, constant=True, description="size N of the training set; default: what the Fisher file says"
     )
     base_examples: float | None = setting(
@@ -130,11 +130,13 @@ def _given_scales(params: GradientMatchingParams) -> Scales:
 
 
 def _with_merged(scales: Scales, posterior: tuple[bool, ...]) -> Scales:
-    """Anchor models that are merged ones fully: their precision holds all that was merged into them."""
+    """Anchor models that are merged ones fully, and without a floor: their precision holds all that was merged."""
     if not any(posterior):
         return scales
     anchors = (1.0 if merged else k for merged, k in zip(posterior, scales.anchors, strict=True))
-    return replace(scales, anchors=tuple(anchors))
+    # What was removed from a merged model counts with the opposite sign.
+    floors = (-math.inf if merged else floor for merged, floor in zip(posterior, scales.floors, strict=True))
+    return replace(scales, anchors=tuple(anchors), floors=tuple(floors))
 
 
 def _pull(block: Block, prior: Tensor, curvature: Tensor, scales: Scales, params: GradientMatchingParams) -> Tensor:

@@ -163,6 +163,7 @@ class MergePlan:
             "method": [self.recipe.merge_method, self.method.version],
             "steps": [[name, params.model_dump(), find_step(name).version] for name, params in self.steps],
             "seed": self.recipe.seed,
+            "precision": self.precision is not None,
             "scales": [self.scales, self.base_scale, self.posteriors],
             "inputs": [[file.size, file.mtime_ns, file.sha256] for file in every],
             "shards": [hashlib.sha256(shard.header).hexdigest() for shard in self.layout.shards],

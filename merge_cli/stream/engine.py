@@ -113,7 +113,6 @@ class _Engine:
         measure = self.chain.measure(stage)
         if measure is None:
             return
-        self.listener.phase("measuring", sum(task.place.numel for task in merged))
         if measure.over is Extent.MODEL:
 
             def keep(value: Any) -> _Jobs:
@@ -122,11 +121,13 @@ class _Engine:
 
             self.pool.run(self._rounds(merged, stage, {}, keep))
         else:
+            self.listener.phase("measuring", sum(task.place.numel for task in merged))
             self.pool.run(job for task in merged for job in self._measure_alone(task, stage))
 
     def _measure_alone(self, task: TensorTask, stage: int) -> _Jobs:
         def keep(value: Any) -> _Jobs:
             self.chain.single[stage, task.place.name] = value
+            self.listener.advance(task.place.name, task.place.numel)
             return ()
 
         return self._rounds([task], stage, {}, keep)
@@ -198,6 +199,8 @@ class _Round:
         else:
             spans = [(task, span) for task in self.tasks for span in self.engine.ranges(task)]
             parts = [(task, list(self.engine.blocks(span))) for task, span in spans]
+        if len(self.tasks) > 1:
+            self.engine.listener.phase("measuring", sum(count for _, blocks in parts for _, count in blocks))
         self._open = len(parts)
         return [self._job(task, blocks) for task, blocks in parts]
 

@@ -11,7 +11,7 @@ wrapped functions that it calls, so the phases of a thread add up to its life.
 * read, write: in the system's calls (write includes reserving space)
 * convert: to float32 and back, deltas, checks for NaN
 * measure, compute: in the method's own functions and those of the steps before it
-* hash: SHA-256 of the output, reading it included
+* hash: SHA-256 of the output; reading it back counts as read
 * wait: for work, for a lock of Python's ``threading``, or for other threads to end
 * rest: everything else: cutting into jobs, opening files, writing the small ones
 * exit: from the last line of the program to its end
@@ -58,6 +58,8 @@ SEAMS = (
     ("merge_cli.stream.worker", "Worker.load", "convert"),
     ("merge_cli.stream.worker", "Worker.read", "convert"),
     ("merge_cli.stream.worker", "Worker.write", "convert"),
+    ("merge_cli.stream.worker", "Worker.write_precision", "convert"),
+    ("merge_cli.stream.digests", "RunningDigests._advance", "hash"),
     ("merge_cli.stream.digests", "_sha256", "hash"),
     ("threading", "Condition.wait", "wait"),
     ("threading", "Thread.join", "wait"),

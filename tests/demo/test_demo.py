@@ -62,7 +62,7 @@ def test_every_example_recipe_can_be_planned_on_what_it_leaves(
     config: Path, demo: tuple[DemoReport, Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(demo[1])
-    assert build_plan(load_recipe(config)).merged
+    assert build_plan(load_recipe(config)).tasks
 
 
 def test_there_are_example_recipes() -> None:

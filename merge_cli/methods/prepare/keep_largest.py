@@ -17,8 +17,8 @@ from merge_cli.methods.contract import Block, Density, Extent, Measure, Measured
 # Per model: the threshold once it is known, until then how it is looked for, and what that has found.
 _Search = list[Search | float]
 _Found = list[Found | None]
-# Magnitudes of all models together that are held at once, 64 MiB; longer vectors are bracketed by a sample.
-_MOST_COLLECTED = 2**24
+# Magnitudes of all models together that are held at once, 16 MiB; longer vectors are bracketed by a sample.
+_MOST_COLLECTED = 2**22
 
 
 class KeepLargestParams(Params):
