@@ -65,10 +65,9 @@ def grain_sums(rows: Tensor) -> Tensor:
     return torch.cat(parts, dim=1).cpu()
 
 
-def exact_sums(parts: Iterable[Tensor]) -> list[float]:
-    """Add up what :func:`grain_sums` gave for all blocks, without rounding on the way.
+def exact_sums(rows: Iterable[Iterable[float]]) -> list[float]:
+    """Add up each row of what :func:`grain_sums` gave for all blocks, without rounding on the way.
 
-    The correctly rounded sum does not depend on the order of ``parts``, hence neither on threads.
+    The correctly rounded sum does not depend on the order of a row's numbers, hence neither on threads.
     """
-    rows = torch.cat(list(parts), dim=1).tolist()
     return [math.fsum(row) for row in rows]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from merge_cli.kernels import exact_sums, grain_sums
 from merge_cli.methods.contract.block import Block, Need
 from merge_cli.methods.contract.measure import Extent, Measure, Measured, Totals
 
-# Parts that are kept apart before they are put together; a whole model has many thousands.
-_MOST_PARTS = 512
+# The sums of every grain so far, one array per row. Not tensors: thousands of small ones that stay would lie between
+# the large temporaries of a block, which could then not take each other's place in memory.
+_Sums = list["array[float]"]
 
 
 def measure_sums(
@@ -34,15 +35,16 @@ def measure_sums(
     def start(totals: Totals, params: Any) -> tuple[Totals, Any]:
         return totals, params
 
-    def fold(_: Any, parts: list[Tensor] | None, block: Block, params: Any) -> list[Tensor]:
-        return _joined(parts or [], [grain_sums(rows(block, params))])
+    def fold(_: Any, sums: _Sums | None, block: Block, params: Any) -> _Sums:
+        found = grain_sums(rows(block, params)).tolist()
+        return combine(sums or [array("d") for _ in found], found)
 
-    def finish(state: tuple[Totals, Any], parts: list[Tensor]) -> Measured:
-        return Measured(value(*state, exact_sums(parts)))
+    def combine(left: _Sums, right: Sequence[Iterable[float]]) -> _Sums:
+        for mine, more in zip(left, right, strict=True):
+            mine.extend(more)
+        return left
 
-    return Measure(needs, over, start, fold, _joined, finish)
+    def finish(state: tuple[Totals, Any], sums: _Sums) -> Measured:
+        return Measured(value(*state, exact_sums(sums)))
 
-
-def _joined(parts: list[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
-    parts.extend(more)
-    return parts if len(parts) <= _MOST_PARTS else [torch.cat(parts, dim=1)]
+    return Measure(needs, over, start, fold, combine, finish)
