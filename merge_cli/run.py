@@ -1,4 +1,8 @@
-"""The line that the whole program is: a plan is streamed into a staging folder, which then gets its final name."""
+"""The line that the whole program is: a plan is streamed into a staging folder, which then gets its final name.
+
+What a run that was stopped has written stays in the staging folder with its journal, and the same merge goes on from
+there. A run that failed because of what it read leaves nothing: it would fail again.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,31 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from merge_cli import __version__
 from merge_cli.checkpoint import FileIdentity, Files, Reader, ShardWriter, Staging, check_replaceable
-from merge_cli.checkpoint.files import reading, writing
-from merge_cli.errors import RecipeError
+from merge_cli.checkpoint.files import writing
+from merge_cli.errors import CheckpointError, RecipeError, VerificationError
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, manifest, model_card, sha256_lines
 from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE, PRECISION_FOLDER
-from merge_cli.stream import Discard, Listener, RunningDigests, StreamResult, check_fishers, sha256_of_files, stream
+from merge_cli.stream import (
+    JOURNAL_FILE,
+    Discard,
+    Journal,
+    Listener,
+    Past,
+    RunningDigests,
+    StreamResult,
+    check_fishers,
+    check_same,
+    choose_device,
+    read_journal,
+    sha256_of_files,
+    stream,
+)
 
 _TOOL = f"merge-cli {__version__}"
 
@@ -25,34 +44,44 @@ def merge(
     out: Path | str,
     *,
     force: bool = False,
+    restart: bool = False,
     sync: bool = True,
     listener: Listener | None = None,
     files: Files | None = None,
 ) -> MergeReport:
     """Carry out a plan; ``out`` appears complete or not at all.
 
+    A merge that was stopped goes on from what it has left in ``out.partial``, if it is the same merge.
+
     Args:
         plan: From :func:`merge_cli.build_plan`.
         out: Folder of the merged checkpoint.
         force: Whether a checkpoint that is there may be replaced.
+        restart: Whether to throw away what a stopped merge has left.
         sync: Whether to return only when the output is on the device.
         listener: Is told how the work goes.
         files: The system calls to use.
 
     Raises:
-        MergeError: One of its kinds; nothing of the output is left then.
+        MergeError: One of its kinds. Nothing of the output is left then, or a note on the error says what is kept.
     """
     began = time.perf_counter()
     out = Path(out)
     files = files or Files()
     check_out(plan, out, force=force)
     staging = Staging(out, force=force, files=files)
-    with staging.open() as folder:
+    with staging.open(clear=restart) as folder:
+        past = _past(plan, folder)
+        if past is None:
+            staging.clear()
         try:
-            result, digests = _write(plan, folder, out.name, sync=sync, listener=listener, files=files)
+            result, digests = _write(_Output(plan, folder, files, sync, listener), out.name, past)
             staging.commit(sync=sync)
-        except BaseException:
-            staging.discard()
+        except BaseException as error:
+            if not staging.committed and _may_go_on(error) and _has_records(folder):
+                error.add_note(f"what is done is kept in {folder}: the same command goes on from there")
+            else:
+                staging.discard()
             raise
     return MergeReport(
         out=str(out),
@@ -63,6 +92,7 @@ def merge(
         parameters=sum(task.place.numel for task in plan.tasks),
         read_bytes=plan.read_bytes,
         written_bytes=plan.written_bytes,
+        resumed_bytes=_resumed_bytes(plan, past),
         seconds=round(time.perf_counter() - began, 3),
         device=result.device,
         threads=plan.threads,
@@ -99,43 +129,117 @@ def _identities(plan: MergePlan) -> list[FileIdentity]:
     return [file for each in plan.inputs for file in each.files]
 
 
-def _write(
-    plan: MergePlan, folder: Path, name: str, *, sync: bool, listener: Listener | None, files: Files
-) -> tuple[StreamResult, dict[str, str]]:
+def _decisions(plan: MergePlan) -> dict[str, object]:
+    """Return what must be the same for a merge to go on where another has stopped."""
+    device = choose_device(plan.device).type
+    return {"tool": _TOOL, "device": device, "--allow-nonfinite": plan.allow_nonfinite, **plan.decisions}
+
+
+def _past(plan: MergePlan, folder: Path) -> Past | None:
+    """Return what an earlier run of the same merge has left; None where there is nothing to go on from.
+
+    Raises:
+        RecipeError: If it was another merge, or if files that it has written are gone.
+    """
+    with writing(folder):
+        past = read_journal(folder / JOURNAL_FILE)
+        if past is None:
+            return None
+        check_same(past, _decisions(plan), folder)
+        layouts = [(folder, plan.layout), (folder / PRECISION_FOLDER, plan.precision)]
+        shards = [(root / shard.file, shard.size) for root, layout in layouts if layout for shard in layout.shards]
+        wrong = [path for path, size in shards if not path.is_file() or path.stat().st_size != size]
+        if past.records and wrong:
+            raise RecipeError(
+                f"{wrong[0]}, which an unfinished merge has begun, is gone or changed",
+                hint="--restart throws away what is left of it and begins again",
+            )
+        return past if not wrong else None
+
+
+def _may_go_on(error: BaseException) -> bool:
+    """Whether the same merge could get further another time: not if what it reads or makes is wrong."""
+    wrong = isinstance(error, (CheckpointError, RecipeError, VerificationError))
+    return not wrong or isinstance(error.__cause__, OSError)
+
+
+def _has_records(folder: Path) -> bool:
+    try:
+        past = read_journal(folder / JOURNAL_FILE)
+    except OSError:
+        return True
+    return past is not None and bool(past.records)
+
+
+def _resumed_bytes(plan: MergePlan, past: Past | None) -> int:
+    records = past.records if past is not None else ()
+    return sum(record.count * plan.layout.places[record.tensor].dtype.itemsize for record in records)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Where a plan's output goes, and how."""
+
+    plan: MergePlan
+    folder: Path
+    files: Files
+    sync: bool
+    listener: Listener | None
+
+
+def _write(output: _Output, name: str, past: Past | None) -> tuple[StreamResult, dict[str, str]]:
     """Write everything into the staging folder; return what happened and the weight files' digests."""
-    result, weights = _write_weights(plan, folder, sync=sync, listener=listener, files=files)
-    for source in plan.side_files:
-        with reading(source):
-            content = source.read_bytes()
-        files.write_new(folder / source.name, content, sync=sync)
-    for file, text in _texts(plan, name, result, weights).items():
-        files.write_new(folder / file, text.encode("utf-8"), sync=sync)
-    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    others = [str(path) for path in paths if str(path) not in weights and not path.name.startswith(".")]
-    digests = weights | sha256_of_files(folder, others, threads=plan.threads)
-    files.write_new(folder / DIGEST_FILE, sha256_lines(digests).encode("utf-8"), sync=sync)
+    plan, folder, files, sync = output.plan, output.folder, output.files, output.sync
+    result, weights = _write_weights(output, past)
+    texts = {source.name: files.read_whole(source) for source in plan.side_files}
+    texts |= {file: text.encode("utf-8") for file, text in _texts(plan, name, result, weights).items()}
+    for file, content in texts.items():
+        files.write_new(folder / file, content, sync=sync)
+    precision = [f"{PRECISION_FOLDER}/{shard.file}" for shard in plan.precision.shards] if plan.precision else []
+    others = sha256_of_files(folder, sorted([*texts, *precision]), threads=plan.threads, files=files)
+    files.write_new(folder / DIGEST_FILE, sha256_lines(weights | others).encode("utf-8"), sync=sync)
+    # What stands there by another name was written by a run that found other side files.
+    wanted = {DIGEST_FILE, PRECISION_FOLDER, *weights, *texts}
+    with writing(folder):
+        for each in files.names(folder):
+            if each not in wanted and not each.startswith("."):
+                files.remove(folder / each)
     return result, weights
 
 
-def _write_weights(
-    plan: MergePlan, folder: Path, *, sync: bool, listener: Listener | None, files: Files
-) -> tuple[StreamResult, dict[str, str]]:
+def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, dict[str, str]]:
     """Stream the merged tensors, and the posterior precision where it is wanted, into files; hash the former."""
+    plan, folder, files = output.plan, output.folder, output.files
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(Reader(_identities(plan), files))
         check_fishers(plan, reader)
         writer = stack.enter_context(ShardWriter(folder, plan.layout, files))
-        precision_writer = None
+        writers, precision_writer = [writer], None
         if plan.precision is not None:
             with writing(folder / PRECISION_FOLDER):
-                (folder / PRECISION_FOLDER).mkdir()
+                files.make_folder(folder / PRECISION_FOLDER)
             precision_writer = stack.enter_context(ShardWriter(folder / PRECISION_FOLDER, plan.precision, files))
+            writers.append(precision_writer)
+
+        def synchronise() -> None:
+            for each in writers:
+                each.sync()
+
+        sync = synchronise if output.sync else None
+        journal = Journal(folder / JOURNAL_FILE, _decisions(plan), past=past, sync=sync, files=files)
+        stack.callback(journal.close)
         digests = RunningDigests(plan.layout, writer)
-        result = stream(plan, writer, reader, listener, precision_writer=precision_writer, digests=digests)
-        if sync:
-            writer.sync()
-            if precision_writer is not None:
-                precision_writer.sync()
+        result = stream(
+            plan,
+            writer,
+            reader,
+            output.listener,
+            precision_writer=precision_writer,
+            digests=digests,
+            journal=journal,
+        )
+        if output.sync:
+            synchronise()
         return result, digests.finish()
 
 

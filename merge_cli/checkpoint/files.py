@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from merge_cli.errors import CheckpointError, ResourceError
 
 # Linux transfers at most this many bytes in one call, whatever is asked for.
 _MOST_PER_CALL = 0x7FFF_F000
+_HASHED_AT_ONCE = 2**20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -25,6 +29,10 @@ class Files:
     def open_read(self, path: Path) -> int:
         """Open for reading and return the descriptor."""
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def open_folder(self, path: Path) -> int:
+        """Open a folder and return the descriptor."""
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def open_write(self, path: Path) -> int:
         """Open for writing, making the file where it does not exist, and return the descriptor."""
@@ -59,6 +67,34 @@ class Files:
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         os.close(fd)
+
+    def make_folder(self, path: Path) -> None:
+        """Make a folder and those above it, where they are not there yet."""
+        path.mkdir(parents=True, exist_ok=True)
+
+    def names(self, folder: Path) -> list[str]:
+        """Return the names in a folder, in order."""
+        return sorted(os.listdir(folder))  # noqa: PTH208 - names are wanted, not paths
+
+    def remove(self, path: Path) -> None:
+        """Remove a file that may be there."""
+        path.unlink(missing_ok=True)
+
+    def remove_folder(self, path: Path) -> None:
+        """Remove a folder and what is in it."""
+        shutil.rmtree(path)
+
+    def lock(self, fd: int) -> bool:
+        """Lock a file for this process alone; return False where another holds it."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def free(self, folder: Path) -> int:
+        """Return how many bytes the file system of a folder has free for this user."""
+        return shutil.disk_usage(folder).free
 
     # What follows is built from the calls above.
 
@@ -98,9 +134,45 @@ class Files:
     def sync_folder(self, folder: Path) -> None:
         """Make the names in a folder durable."""
         with writing(folder):
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = self.open_folder(folder)
             try:
                 self.sync(fd)
+            finally:
+                self.close(fd)
+
+    def read_whole(self, path: Path) -> bytes:
+        """Return a small file's content.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
+        with self._opened(path) as fd:
+            content = bytearray(self.stat(fd).st_size)
+            self.read_exactly(fd, memoryview(content), 0, path)
+        return bytes(content)
+
+    def sha256(self, path: Path) -> str:
+        """Return the SHA-256 of a file in hexadecimal.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
+        with self._opened(path) as fd:
+            left, offset = self.stat(fd).st_size, 0
+            while offset < left:
+                view = buffer[: left - offset]
+                self.read_exactly(fd, view, offset, path)
+                digest.update(view)
+                offset += len(view)
+        return digest.hexdigest()
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[int]:
+        with reading(path):
+            fd = self.open_read(path)
+            try:
+                yield fd
             finally:
                 self.close(fd)
 

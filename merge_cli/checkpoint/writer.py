@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -35,10 +33,11 @@ class ShardWriter:
         self._folder = folder
         self._descriptors: dict[str, int] = {}
         with writing(folder):
-            free = shutil.disk_usage(folder).free
-        if layout.nbytes > free:
+            free = self._files.free(folder)
+            missing = layout.nbytes - _reserved(folder, layout)
+        if missing > free:
             raise ResourceError(
-                f"{folder} has {format_bytes(free)} free, the output takes {format_bytes(layout.nbytes)}",
+                f"{folder} has {format_bytes(free)} free, the output takes {format_bytes(missing)}",
                 hint="free some disk space, write elsewhere, or choose a smaller out_dtype",
             )
         try:
@@ -92,6 +91,12 @@ class ShardWriter:
             self.close()
 
 
+def _reserved(folder: Path, layout: Layout) -> int:
+    """Return how many bytes of a layout an earlier run has reserved already."""
+    paths = [folder / shard.file for shard in layout.shards]
+    return sum(path.stat().st_blocks * 512 for path in paths if path.is_file())
+
+
 class Staging:
     """The folder ``OUT.partial`` in which an output is made; OUT itself appears complete or not at all.
 
@@ -110,8 +115,11 @@ class Staging:
         self._owned = False
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Path]:
-        """Make the folder and lock it against other runs; what a run that died has left in it is removed.
+    def open(self, *, clear: bool = True) -> Iterator[Path]:
+        """Make the folder and lock it against other runs.
+
+        Args:
+            clear: Whether what a run that died has left in it is removed.
 
         Raises:
             ResourceError: If another process is working in it, or it cannot be made.
@@ -119,23 +127,25 @@ class Staging:
         """
         self._check_free()
         with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            names = [path.name for path in self.folder.iterdir()]
+            self._files.make_folder(self.folder)
+            names = self._files.names(self.folder)
             if names and _LOCK not in names:
                 raise RecipeError(
                     f"{self.folder} is in the way, and no earlier run has made it",
                     hint="move it away, or choose another name for the output",
                 )
-            fd = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = self._files.open_write(self.folder / _LOCK)
         try:
             with writing(self.folder):
                 if not self._take_lock(fd):
                     raise ResourceError(f"another process is writing {self.folder}", hint="wait for it, or stop it")
                 self._owned = True
-                self._clear()
+            if clear:
+                self.clear()
             yield self.folder
         finally:
-            os.close(fd)
+            with writing(self.folder):
+                self._files.close(fd)
 
     def commit(self, *, sync: bool) -> None:
         """Give the folder its final name, inside :meth:`open`; an OUT that may be replaced goes only after that."""
@@ -153,17 +163,28 @@ class Staging:
                     self._files.rename(self._replaced, self.out)
                 raise
             self._owned = False
-            # Not before: a run that starts now would find the folder unlocked, and clear it.
-            (self.out / _LOCK).unlink(missing_ok=True)
             if sync:
                 self._files.sync_folder(self.out.parent)
-            if replacing:
-                shutil.rmtree(self._replaced, ignore_errors=True)
+        # The output is there and complete: whatever fails from here on is no reason to call it otherwise.
+        with contextlib.suppress(OSError):
+            # Not before: a run that starts now would find the folder unlocked.
+            for name in self._files.names(self.out):
+                if name.startswith("."):
+                    self._files.remove(self.out / name)
+        if replacing:
+            with contextlib.suppress(OSError):
+                self._files.remove_folder(self._replaced)
+
+    @property
+    def committed(self) -> bool:
+        """Whether the folder is no longer this run's: it has its final name, or never was."""
+        return not self._owned
 
     def discard(self) -> None:
         """Remove the folder and what is in it, best inside :meth:`open`; never the folder of a run that was refused."""
         if self._owned:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._files.remove_folder(self.folder)
             self._owned = False
 
     def _check_free(self) -> None:
@@ -176,22 +197,27 @@ class Staging:
                 )
 
     def _take_lock(self, fd: int) -> bool:
-        lock = self.folder / _LOCK
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its holder may have committed between our opening and locking it, and its name gone with the folder.
-            return os.path.samestat(os.fstat(fd), lock.stat())
-        except (BlockingIOError, FileNotFoundError):
+            return self._files.lock(fd) and os.path.samestat(self._files.stat(fd), (self.folder / _LOCK).stat())
+        except FileNotFoundError:
             return False
 
-    def _clear(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name == _LOCK:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    def clear(self) -> None:
+        """Remove what an earlier run has left in the folder, inside :meth:`open`.
+
+        Raises:
+            ResourceError: If it cannot be removed.
+        """
+        with writing(self.folder):
+            for name in self._files.names(self.folder):
+                path = self.folder / name
+                if name == _LOCK:
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    self._files.remove_folder(path)
+                else:
+                    self._files.remove(path)
 
 
 def check_replaceable(out: Path, *, force: bool) -> None:

@@ -75,14 +75,19 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except MergeError as error:
-        _fail(error, error.exit_code)
-    except MemoryError:
-        _fail(ResourceError("out of memory", hint="give a smaller --memory, or fewer --threads"), 4)
+        _fail(error, error.exit_code, error)
+    except MemoryError as error:
+        _fail(ResourceError("out of memory", hint="give a smaller --memory, or fewer --threads"), 4, error)
     except _Stopped as stopped:
-        _fail(Interrupted(f"{_STOPPING[stopped.number]}; nothing was written"), 128 + stopped.number)
+        kept = getattr(stopped, "__notes__", [])
+        message = _STOPPING[stopped.number] if kept else f"{_STOPPING[stopped.number]}; nothing was written"
+        _fail(Interrupted(message), 128 + stopped.number, stopped)
 
 
-def _fail(error: MergeError, code: int) -> NoReturn:
+def _fail(error: MergeError, code: int, cause: BaseException) -> NoReturn:
+    """End the program with a message; notes on the cause, on what it has left, are hints too."""
+    hints = [*([error.hint] if error.hint else []), *getattr(cause, "__notes__", [])]
+    error = MergeError(error.message, hint="; ".join(hints) or None)
     if "--json" in sys.argv:
         typer.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": code}))
     typer.echo(f"error: {error}", err=True)

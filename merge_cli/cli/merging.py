@@ -43,6 +43,9 @@ def merge(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged checkpoint.", show_default=False)],
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin again, and throw away what a stopped run has left.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
     memory: Memory = "512MiB",
     threads: Threads = None,
@@ -54,7 +57,7 @@ def merge(
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge the models of RECIPE into OUT."""
+    """Merge the models of RECIPE into OUT; the same command goes on with a merge that was stopped."""
     from merge_cli.checkpoint import check_replaceable
     from merge_cli.cli import render
     from merge_cli.cli.progress import showing
@@ -74,7 +77,7 @@ def merge(
     if verbose:
         render.plan(planned, as_json=False, to_stderr=True)
     with showing(visible=not quiet and not as_json) as listener:
-        report = run_merge(planned, out, force=force, sync=fsync, listener=listener)
+        report = run_merge(planned, out, force=force, restart=restart, sync=fsync, listener=listener)
     if not quiet:
         render.warnings(report.warnings[len(planned.warnings) :])
     if as_json:

@@ -126,6 +126,8 @@ def report(done: MergeReport) -> None:
         f"{done.out}: {format_count(done.parameters)} parameters, {done.merged} tensors merged, {done.copied} copied; "
         f"{format_bytes(done.written_bytes)} in {format_seconds(done.seconds)} ({format_bytes(rate)}/s)"
     )
+    if done.resumed_bytes:
+        typer.echo(f"  went on from {format_bytes(done.resumed_bytes)} that a stopped run had written")
     for what, count in done.counts.items():
         typer.echo(f"  {what.replace('_', ' ')}: {count} elements")
     diagnostics(done.diagnostics)

@@ -155,28 +155,39 @@ class MergePlan:
         return self.layout.nbytes
 
     @cached_property
-    def digest(self) -> str:
-        """SHA-256 of everything that decides the output's bytes; threads, memory, device and paths do not."""
+    def decisions(self) -> Mapping[str, Any]:
+        """Everything that decides the output's bytes, by a name for each that a user knows.
+
+        Threads, memory and where the inputs lie are not among it; large parts are given by their SHA-256.
+        """
         every = dict.fromkeys(file for each in self.inputs for file in each.files)
         number = {file.path: i for i, file in enumerate(every)}
-        content = {
-            "method": [self.recipe.merge_method, self.method.version],
+        return {
+            "method": f"{self.recipe.merge_method} {self.method.version}",
             "steps": [[name, params.model_dump(), find_step(name).version] for name, params in self.steps],
             "seed": self.recipe.seed,
-            "precision": self.precision is not None,
-            "scales": [self.scales, self.base_scale, self.posteriors],
-            "inputs": [[file.size, file.mtime_ns, file.sha256] for file in every],
-            "shards": [hashlib.sha256(shard.header).hexdigest() for shard in self.layout.shards],
-            "tasks": [
-                [
-                    task.place.name,
-                    task.params.model_dump() if task.params else None,
-                    [[number[source.file], source.offset] for source in task.sources],
-                ]
-                for task in self.tasks
-            ],
+            "save_precision": self.precision is not None,
+            "examples": [self.scales, self.base_scale, self.posteriors],
+            "input": {
+                f"{each.role} ({each.label}, {file.path.name})": [file.size, file.mtime_ns, file.sha256]
+                for each in self.inputs
+                for file in each.files
+            },
+            "layout": _sha256([hashlib.sha256(shard.header).hexdigest() for shard in self.layout.shards]),
+            "parameters": _sha256(
+                [[task.place.name, task.params.model_dump() if task.params else None] for task in self.tasks]
+            ),
+            "sources": _sha256([[[number[source.file], source.offset] for source in t.sources] for t in self.tasks]),
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode("utf-8")).hexdigest()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides the output's bytes."""
+        return _sha256({**self.decisions, "input": list(self.decisions["input"].values())})
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode("utf-8")).hexdigest()
 
 
 def main_dtype(tasks: tuple[TensorTask, ...]) -> DType | None:

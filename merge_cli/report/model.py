@@ -20,6 +20,7 @@ class MergeReport:
         parameters: Elements of all tensors.
         read_bytes: Input bytes that entered the output.
         written_bytes: Bytes of the weight files.
+        resumed_bytes: Output bytes that a run which was stopped had written.
         seconds: From the first byte read to the committed checkpoint.
         device: What it ran on.
         threads: Worker threads.
@@ -37,6 +38,7 @@ class MergeReport:
     parameters: int
     read_bytes: int
     written_bytes: int
+    resumed_bytes: int
     seconds: float
     device: str
     threads: int

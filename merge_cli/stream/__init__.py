@@ -4,18 +4,25 @@ from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests, sha256_of_files
 from merge_cli.stream.engine import stream
 from merge_cli.stream.fishers import check_fishers
+from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span, check_same, read_journal
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.result import StreamResult
 from merge_cli.stream.worker import Discard
 
 __all__ = [
+    "JOURNAL_FILE",
     "Discard",
+    "Journal",
     "Listener",
+    "Past",
     "Quiet",
     "RunningDigests",
+    "Span",
     "StreamResult",
     "check_fishers",
+    "check_same",
     "choose_device",
+    "read_journal",
     "sha256_of_files",
     "stream",
 ]

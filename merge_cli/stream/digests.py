@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merge_cli.checkpoint import Layout, ShardWriter, StoredTensor
-from merge_cli.checkpoint.files import reading
+from merge_cli.checkpoint import Files, Layout, ShardWriter, StoredTensor
 from merge_cli.stream.pool import Job
 
 # Bytes that are hashed by one job, and that are read back at a time.
@@ -19,15 +18,15 @@ _CHUNK = 8 * 2**20
 _READ = 2**20
 
 
-def sha256_of_files(folder: Path, names: Sequence[str], *, threads: int) -> dict[str, str]:
-    """Return name -> SHA-256 in hexadecimal, in the order given; hashlib releases the lock, so threads help."""
+def sha256_of_files(folder: Path, names: Sequence[str], *, threads: int, files: Files | None = None) -> dict[str, str]:
+    """Return name -> SHA-256 in hexadecimal, in the order given; hashlib releases the lock, so threads help.
+
+    Raises:
+        CheckpointError: If a file cannot be read.
+    """
+    sha256 = (files or Files()).sha256
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return dict(zip(names, pool.map(_sha256, [folder / name for name in names]), strict=True))
-
-
-def _sha256(path: Path) -> str:
-    with reading(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return dict(zip(names, pool.map(sha256, [folder / name for name in names]), strict=True))
 
 
 @dataclass

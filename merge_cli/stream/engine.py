@@ -9,7 +9,6 @@ tensors come first, one pass over the inputs per round.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,16 +19,17 @@ from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.allocator import keep_large_buffers
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
+from merge_cli.stream.journal import Journal, Record, Span, Tally, gaps, spans_of
 from merge_cli.stream.pool import Job, Pool
 from merge_cli.stream.progress import Listener, Quiet
-from merge_cli.stream.result import StreamResult, added_up, diagnosis
+from merge_cli.stream.result import StreamResult, diagnosis
+from merge_cli.stream.result import Totals as Tallies
 from merge_cli.stream.stages import Chain
 from merge_cli.stream.worker import Sink, Worker
 
 _BLOCKS_PER_RANGE = 16
 _SAMPLE_RUN = 1024
 
-_Range = tuple[int, int]
 _Jobs = Iterable[Job[Worker]]
 
 
@@ -41,6 +41,8 @@ def stream(
     *,
     precision_writer: Sink | None = None,
     digests: RunningDigests | None = None,
+    journal: Journal | None = None,
+    done: Mapping[str, Sequence[Span]] | None = None,
 ) -> StreamResult:
     """Compute every tensor of the plan and write it.
 
@@ -51,6 +53,8 @@ def stream(
         listener: Is told how the work goes.
         precision_writer: Where the posterior precision goes, if anywhere.
         digests: Hashes the output on the way.
+        journal: Where finished ranges are noted; what earlier runs have noted in it is not done again.
+        done: Tensor -> what of it is not to be done, as (start, count) in order; default: what the journal says.
 
     Raises:
         CheckpointError: If an input cannot be read or is not finite.
@@ -60,11 +64,14 @@ def stream(
     keep_large_buffers()
     device = choose_device(plan.device)
     workers = [Worker(plan, reader, writer, device, precision_writer) for _ in range(plan.threads)]
-    chain = Chain(plan, {}, {})
-    _Engine(plan, Pool(workers), listener or Quiet(), chain, digests).run()
-    counts: Counter[str] = sum((worker.counts for worker in workers), Counter())
-    sums = added_up(workers)
-    return StreamResult(dict(sorted(counts.items())), str(device), sums, diagnosis(chain, sums))
+    chain, tallies = Chain(plan, {}, {}), Tallies()
+    past = journal.past.records if journal is not None else ()
+    for record in past:
+        tallies.add(record.tensor, record.tally)
+    done = spans_of(past) if done is None else done
+    _Engine(plan, Pool(workers), listener or Quiet(), chain, tallies, done, digests, journal).run()
+    sums = tallies.sums()
+    return StreamResult(dict(sorted(tallies.counts.items())), str(device), sums, diagnosis(chain, sums))
 
 
 @dataclass(frozen=True)
@@ -73,28 +80,46 @@ class _Engine:
     pool: Pool[Worker]
     listener: Listener
     chain: Chain
+    tallies: Tallies
+    done: Mapping[str, Sequence[Span]]
     digests: RunningDigests | None
+    journal: Journal | None
 
     def run(self) -> None:
-        """Measure what runs over all tensors, then merge."""
+        """Measure what runs over all tensors, then merge what is not done yet."""
         for stage in range(self.chain.first_streamed):
             self._measure_all(stage)
-        self.listener.phase("merging", sum(task.place.nbytes for task in self.plan.tasks))
+        todo = ((task.place.dtype.itemsize, count) for task in self.plan.tasks for _, count in self._left(task))
+        self.listener.phase("merging", sum(itemsize * count for itemsize, count in todo))
         self.pool.run(job for task in self.plan.tasks for job in self._begin(task))
 
-    def ranges(self, task: TensorTask) -> list[_Range]:
+    def ranges(self, task: TensorTask) -> list[Span]:
         """Cut a tensor into what one job does."""
-        return list(_cut(task.place.numel, self.plan.block_numel * _BLOCKS_PER_RANGE))
+        return list(self._in_ranges((0, task.place.numel)))
 
-    def blocks(self, span: _Range) -> Iterator[_Range]:
+    def blocks(self, span: Span) -> Iterator[Span]:
         """Cut a range into blocks."""
         start, count = span
         return ((start + offset, numel) for offset, numel in _cut(count, self.plan.block_numel))
 
+    def _in_ranges(self, span: Span) -> Iterator[Span]:
+        start, count = span
+        step = self.plan.block_numel * _BLOCKS_PER_RANGE
+        return ((start + offset, numel) for offset, numel in _cut(count, step))
+
+    def _left(self, task: TensorTask) -> list[Span]:
+        """Return what of a tensor is not done yet, in ranges."""
+        spans = self.done.get(task.place.name, ())
+        return [span for gap in gaps(spans, task.place.numel) for span in self._in_ranges(gap)]
+
     def _begin(self, task: TensorTask) -> _Jobs:
+        if self.digests is not None:
+            for span in self.done.get(task.place.name, ()):
+                yield from self.digests.add(task.place, *span)
         if task.copied is not None:
-            return [self._copy_job(task, span) for span in self.ranges(task)]
-        return self._continue(task, self.chain.first_streamed, {})
+            yield from [self._copy_job(task, span) for span in self._left(task)]
+        elif self._left(task):
+            yield from self._continue(task, self.chain.first_streamed, {})
 
     def _continue(self, task: TensorTask, stage: int, measured: Mapping[int, Any]) -> _Jobs:
         """Return the jobs for a tensor whose stages before ``stage`` are measured."""
@@ -105,7 +130,7 @@ class _Engine:
                     return self._continue(task, current + 1, {**measured, current: value})
 
                 return self._rounds([task], current, measured, then)
-        return [self._merge_job(task, span, measured) for span in self.ranges(task)]
+        return [self._merge_job(task, span, measured) for span in self._left(task)]
 
     def _measure_all(self, stage: int) -> None:
         """Run a stage's measure to its end before anything is merged: over all tensors together, or over each."""
@@ -146,32 +171,38 @@ class _Engine:
             return then(state.value)
         return _Round(self, filled, stage, measure, measured, then, state).jobs()
 
-    def _copy_job(self, task: TensorTask, span: _Range) -> Job[Worker]:
+    def _copy_job(self, task: TensorTask, span: Span) -> Job[Worker]:
         def copy(worker: Worker) -> _Jobs:
             assert task.copied is not None
+            worker.tally = Tally()
             for start, count in self.blocks(span):
                 nbytes = worker.write(worker.read(task.copied, start, count), task, start)
                 self.listener.advance(task.place.name, nbytes)
-            return self._written(task, span)
+            return self._written(task, span, worker.tally)
 
         return copy
 
-    def _merge_job(self, task: TensorTask, span: _Range, measured: Mapping[int, Any]) -> Job[Worker]:
+    def _merge_job(self, task: TensorTask, span: Span, measured: Mapping[int, Any]) -> Job[Worker]:
         method = self.plan.method
         needs = method.needs(task.params, self.plan.needs)
 
         def merge(worker: Worker) -> _Jobs:
+            # What measures have counted on the way is not counted twice.
+            worker.tally = Tally()
             for start, count in self.blocks(span):
                 block = self.chain.block(worker, task, start, count, self.chain.method_stage, measured, needs)
                 nbytes = worker.write(method.merge(block, task.params), task, start)
                 if "precision" in block.emitted:
                     worker.write_precision(block.emitted["precision"], task, start)
                 self.listener.advance(task.place.name, nbytes)
-            return self._written(task, span)
+            return self._written(task, span, worker.tally)
 
         return merge
 
-    def _written(self, task: TensorTask, span: _Range) -> _Jobs:
+    def _written(self, task: TensorTask, span: Span, tally: Tally) -> _Jobs:
+        self.tallies.add(task.place.name, tally)
+        if self.journal is not None:
+            self.journal.record(Record(task.place.name, *span, tally))
         return self.digests.add(task.place, *span) if self.digests is not None else ()
 
 
@@ -204,7 +235,7 @@ class _Round:
         self._open = len(parts)
         return [self._job(task, blocks) for task, blocks in parts]
 
-    def _job(self, task: TensorTask, blocks: Sequence[_Range]) -> Job[Worker]:
+    def _job(self, task: TensorTask, blocks: Sequence[Span]) -> Job[Worker]:
         def fold(worker: Worker) -> _Jobs:
             chain, needs = self.engine.chain, self.measure.needs & self.engine.plan.needs
             params = chain.params(self.stage, task)
@@ -234,7 +265,7 @@ class _Round:
         return replace(self, state=state, _lock=threading.Lock(), _parts=[]).jobs()
 
 
-def _pieces(numel: int, wanted: int) -> list[_Range]:
+def _pieces(numel: int, wanted: int) -> list[Span]:
     """Spread about ``wanted`` elements evenly over a tensor, in short runs."""
     runs = max(1, wanted // _SAMPLE_RUN)
     if numel <= runs * _SAMPLE_RUN:
@@ -242,5 +273,5 @@ def _pieces(numel: int, wanted: int) -> list[_Range]:
     return [(numel * run // runs, _SAMPLE_RUN) for run in range(runs)]
 
 
-def _cut(numel: int, step: int) -> Iterator[_Range]:
+def _cut(numel: int, step: int) -> Iterator[Span]:
     return ((start, min(step, numel - start)) for start in range(0, numel, step))

@@ -60,7 +60,7 @@ class Pool(Generic[W]):
             try:
                 following = list(job(context))
             except BaseException as error:
-                self._stop(error)
+                self._stop(_as_memory_error(error))
                 return
             with self._wake:
                 self._running -= 1
@@ -93,3 +93,12 @@ class Pool(Generic[W]):
                 self._error = error
             self._urgent.clear()
             self._wake.notify_all()
+
+
+def _as_memory_error(error: BaseException) -> BaseException:
+    """Torch has no type of error of its own for memory that the CPU's allocator did not get."""
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        memory_error = MemoryError(str(error))
+        memory_error.__cause__ = error
+        return memory_error
+    return error

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from merge_cli.methods.contract import Diagnosis
+from merge_cli.stream.journal import Tally
 from merge_cli.stream.stages import Chain
-from merge_cli.stream.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,26 @@ class StreamResult:
     diagnosis: Diagnosis
 
 
-def added_up(workers: Sequence[Worker]) -> dict[str, dict[str, float]]:
-    """Add up what the method summed over each tensor, exactly, so that threads do not change it."""
-    names = sorted({name for worker in workers for name, sums in worker.sums.items() if sums})
-    found: dict[str, dict[str, float]] = {}
-    for name in names:
-        each = [worker.sums.get(name, {}) for worker in workers]
-        keys = dict.fromkeys(key for sums in each for key in sums)
-        found[name] = {key: math.fsum(x for sums in each for x in sums.get(key, ())) for key in keys}
-    return found
+@dataclass
+class Totals:
+    """The tallies of all ranges; :meth:`add` may be called from many threads."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    _sums: dict[str, dict[str, array[float]]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, tensor: str, tally: Tally) -> None:
+        """Take in what a range of a tensor has given."""
+        with self._lock:
+            self.counts.update(tally.counts)
+            if tally.sums:
+                own = self._sums.setdefault(tensor, {})
+                for key, values in tally.sums.items():
+                    own.setdefault(key, array("d")).extend(values)
+
+    def sums(self) -> dict[str, dict[str, float]]:
+        """Add up what was summed over each tensor, exactly, so that the order of ranges does not change it."""
+        return {name: {key: math.fsum(own[key]) for key in sorted(own)} for name, own in sorted(self._sums.items())}
 
 
 def diagnosis(chain: Chain, sums: Mapping[str, Mapping[str, float]]) -> Diagnosis:

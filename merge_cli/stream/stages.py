@@ -106,4 +106,4 @@ class Chain:
         keys = tuple(make_key(seed, stage, model, name) for model in range(len(task.models)))
         value = self.whole.get(stage, self.single.get((stage, name), measured.get(stage)))
         posterior = tuple(prior is not None for prior in self.plan.posteriors)
-        return Block(inputs, Masks(keys, start), value, posterior, worker.counts, worker.sums.setdefault(name, {}))
+        return Block(inputs, Masks(keys, start), value, posterior, worker.tally.counts, worker.tally.sums)

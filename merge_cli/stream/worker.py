@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +14,7 @@ from merge_cli.checkpoint import DType, Reader, StoredTensor, to_torch
 from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.stream.journal import Tally
 
 _WIDEST = 8
 # Up to here numbers round to 448, the largest of float8_e4m3fn.
@@ -40,7 +39,7 @@ class Discard:
 class Worker:
     """Reads blocks into buffers that are reused, and writes results.
 
-    What :meth:`load` returns is overwritten by the next call.
+    What :meth:`load` returns is overwritten by the next call. ``tally`` is that of the range under way.
     """
 
     plan: MergePlan
@@ -48,8 +47,7 @@ class Worker:
     writer: Sink
     device: torch.device
     precision_writer: Sink | None = None
-    counts: Counter[str] = field(default_factory=Counter)
-    sums: dict[str, dict[str, array[float]]] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
     _rows: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -154,7 +152,7 @@ class Worker:
                 f"'{tensor.name}' in {tensor.file} holds NaN or infinity",
                 hint="the checkpoint is damaged or training diverged; --allow-nonfinite goes on all the same",
             )
-        self.counts["nonfinite"] += wrong
+        self.tally.counts["nonfinite"] += wrong
 
     def write(self, result: Tensor, task: TensorTask, start: int) -> int:
         """Cast a result to the output dtype, check it, write it; return how many bytes that were.
@@ -176,7 +174,7 @@ class Worker:
         return nbytes
 
     def _not_finite(self, place: StoredTensor) -> VerificationError:
-        if self.counts["nonfinite"]:
+        if self.tally.counts["nonfinite"]:
             why = "as did an input that --allow-nonfinite let through"
             hint = "leave such tensors unmerged with `exclude:`, or mend the checkpoint"
         else:

@@ -1,0 +1,247 @@
+"""The journal of a merge: which ranges of which tensors are written, so that the same command can go on after a stop.
+
+One line per record, each with a checksum, so that a line that was cut off is told from a whole one. What a process has
+written survives its death in the page cache, not the machine's: the first line names the boot, and at another boot only
+those ranges count that a later line says were synced to the device.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from merge_cli.checkpoint import Files
+from merge_cli.checkpoint.files import writing
+from merge_cli.errors import RecipeError
+
+JOURNAL_FILE = ".journal"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_SYNC_SECONDS = 10.0
+_FORMAT = 1
+
+Span = tuple[int, int]
+
+
+@dataclass
+class Tally:
+    """What was counted, and what was summed over a tensor, while a range of it was merged."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    sums: dict[str, array[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished range: ``count`` elements of a tensor from element ``start``."""
+
+    tensor: str
+    start: int
+    count: int
+    tally: Tally
+
+    def to_json(self) -> list[Any]:
+        """Return it as plain data; floats keep every bit."""
+        sums = {key: list(values) for key, values in self.tally.sums.items()}
+        return [self.tensor, self.start, self.count, dict(self.tally.counts), sums]
+
+    @staticmethod
+    def from_json(content: Sequence[Any]) -> Record:
+        """Return what :meth:`to_json` gave."""
+        tensor, start, count, counts, sums = content
+        tally = Tally(Counter(counts), {key: array("d", values) for key, values in sums.items()})
+        return Record(tensor, start, count, tally)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What earlier runs have written; ``synced`` of the records are known to be on the device."""
+
+    decisions: Mapping[str, Any]
+    records: tuple[Record, ...] = ()
+    synced: int = 0
+
+
+def read_journal(path: Path) -> Past | None:
+    """Return what a journal says that can be relied on; None where there is no journal or not even its first line.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    if not path.is_file():
+        return None
+    lines = _sound_lines(path.read_bytes())
+    first = next(lines, None)
+    if not isinstance(first, dict) or first.get("format") != _FORMAT:
+        return None
+    records: list[Record] = []
+    synced = 0
+    for line in lines:
+        if isinstance(line, dict):
+            synced = int(line["synced"])
+        else:
+            records.append(Record.from_json(line))
+    if not first["boot"] or first["boot"] != boot():
+        records = records[:synced]
+    return Past(first["decisions"], tuple(records), synced)
+
+
+def check_same(past: Past, decisions: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with what another merge has begun.
+
+    Raises:
+        RecipeError: Naming what differs.
+    """
+    changed = list(_changes(past.decisions, decisions))
+    if changed:
+        raise RecipeError(
+            f"{folder} holds an unfinished merge that was not this one: " + "; ".join(changed),
+            hint="--restart throws it away and begins again; or choose another name for the output",
+        )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Say in words which decisions differ."""
+    # Both went through JSON or will: tuples and lists are alike there.
+    before, now = json.loads(json.dumps([before, now], default=str))
+    for what in dict.fromkeys((*before, *now)):
+        old, new = before.get(what), now.get(what)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            each = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
+            yield f"{what} {', '.join(each[:3])}{' and others' if len(each) > 3 else ''} changed"
+        elif len(str(old)) + len(str(new)) < 60:
+            yield f"{what} was {old} and is {new}"
+        else:
+            yield f"the {what} changed"
+
+
+class Journal:
+    """Notes finished ranges; :meth:`record` may be called from many threads.
+
+    Args:
+        path: Where the journal lies; one that is there is replaced, with ``past`` in it.
+        decisions: What decides the output's bytes, for a later run to compare.
+        past: What is already written.
+        sync: Returns when everything written so far is on the device; None where nobody wants that.
+        files: The system calls to use.
+        seconds: How often that is asked for: what a machine that dies may cost at most, beside what was under way.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        decisions: Mapping[str, Any],
+        *,
+        past: Past | None = None,
+        sync: Callable[[], None] | None = None,
+        files: Files | None = None,
+        seconds: float = _SYNC_SECONDS,
+    ) -> None:
+        self._path, self._files, self._sync, self._seconds = path, files or Files(), sync, seconds
+        self.past = past or Past(decisions)
+        self._written = len(self.past.records)
+        first = {"format": _FORMAT, "boot": boot(), "decisions": decisions}
+        kept = [record.to_json() for record in self.past.records]
+        lines = [first, *kept[: self.past.synced], {"synced": self.past.synced}, *kept[self.past.synced :]]
+        content = b"".join(_line(each) for each in lines)
+        fresh = path.with_name(path.name + ".new")
+        self._files.write_new(fresh, content, sync=sync is not None)
+        with writing(path):
+            self._files.rename(fresh, path)
+            self._fd = self._files.open_write(path)
+        self._end = len(content)
+        self._writing, self._syncing = threading.Lock(), threading.Lock()
+        self._last_sync = time.monotonic()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no range is finished."""
+        return not self._written
+
+    def record(self, record: Record) -> None:
+        """Note a range whose bytes are written; from time to time this takes a sync.
+
+        Raises:
+            ResourceError: If the note, or what it is about, cannot be kept.
+        """
+        with self._writing:
+            self._append(record.to_json())
+            self._written += 1
+        due = self._sync is not None and time.monotonic() - self._last_sync >= self._seconds
+        if due and self._syncing.acquire(blocking=False):
+            try:
+                self._synchronise()
+            finally:
+                self._syncing.release()
+
+    def _synchronise(self) -> None:
+        assert self._sync is not None
+        with self._writing:
+            written = self._written
+        self._sync()
+        with self._writing:
+            self._append({"synced": written})
+        with writing(self._path):
+            self._files.sync(self._fd)
+        self._last_sync = time.monotonic()
+
+    def _append(self, content: Any) -> None:
+        line = _line(content)
+        self._files.write_all(self._fd, memoryview(line), self._end, self._path)
+        self._end += len(line)
+
+    def close(self) -> None:
+        """Close the file; it stays."""
+        with writing(self._path):
+            self._files.close(self._fd)
+
+
+def spans_of(records: Iterable[Record]) -> dict[str, list[Span]]:
+    """Return tensor -> what of it is finished, as (start, count) in order and joined where they touch."""
+    found: dict[str, list[Span]] = {}
+    for record in sorted(records, key=lambda record: (record.tensor, record.start)):
+        spans = found.setdefault(record.tensor, [])
+        if spans and sum(spans[-1]) >= record.start:
+            start = spans[-1][0]
+            spans[-1] = (start, max(sum(spans[-1]), record.start + record.count) - start)
+        else:
+            spans.append((record.start, record.count))
+    return found
+
+
+def gaps(spans: Iterable[Span], numel: int) -> list[Span]:
+    """Return what lies between spans, and before and after them, of a tensor of ``numel`` elements."""
+    edges = [(0, 0), *spans, (numel, 0)]
+    return [(sum(one), other[0] - sum(one)) for one, other in pairwise(edges) if other[0] > sum(one)]
+
+
+def boot() -> str:
+    """Return what tells one boot of this machine from another; empty where the system does not say."""
+    try:
+        return _BOOT.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _line(content: Any) -> bytes:
+    text = json.dumps(content, separators=(",", ":"), default=str).encode("utf-8")
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _sound_lines(raw: bytes) -> Iterator[Any]:
+    """Yield what the lines hold, up to the first that was cut off or damaged."""
+    for line in raw.split(b"\n"):
+        checksum, _, text = line.partition(b" ")
+        if checksum != b"%08x" % zlib.crc32(text) or not text:
+            return
+        yield json.loads(text)
