@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from merge_cli.fisher import FisherSettings, estimate_fisher
     from merge_cli.plan import MergePlan, build_plan
     from merge_cli.recipe import Recipe, load_recipe
-    from merge_cli.report import MergeReport
+    from merge_cli.report import MergeReport, Verification
     from merge_cli.run import merge
+    from merge_cli.verification import Replay, verify
 
 __version__ = version("merge-cli")
 
@@ -43,6 +44,9 @@ _LAZY = {
     "load_recipe": "merge_cli.recipe",
     "merge": "merge_cli.run",
     "open_checkpoint": "merge_cli.checkpoint",
+    "Replay": "merge_cli.verification",
+    "Verification": "merge_cli.report",
+    "verify": "merge_cli.verification",
 }
 
 __all__ = [
@@ -54,7 +58,9 @@ __all__ = [
     "MergeReport",
     "Recipe",
     "RecipeError",
+    "Replay",
     "ResourceError",
+    "Verification",
     "VerificationError",
     "__version__",
     "build_plan",
@@ -62,6 +68,7 @@ __all__ = [
     "load_recipe",
     "merge",
     "open_checkpoint",
+    "verify",
 ]
 
 

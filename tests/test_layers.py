@@ -13,7 +13,7 @@ import merge_cli
 _ROOT = Path(merge_cli.__file__).parent
 _RANKS = (
     {"errors", "units"}, {"kernels", "checkpoint", "tokenizer"}, {"methods"}, {"recipe"}, {"plan"}, {"stream"},
-    {"fisher", "report", "distributed"}, {"run"}, {"mismatch", "demo"}, {"cli"},
+    {"fisher", "report", "distributed"}, {"run"}, {"mismatch", "demo", "verification"}, {"cli"},
 )  # fmt: skip
 _RANK = {part: rank for rank, parts in enumerate(_RANKS) for part in parts}
 

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from merge_cli import __version__
-from merge_cli.cli.looking import inspect, methods, schema
+from merge_cli.cli.looking import inspect, methods, schema, verify
 from merge_cli.cli.measuring import fisher, mismatch
 from merge_cli.cli.merging import merge, plan
 from merge_cli.cli.trying import demo
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (merge, plan, mismatch, methods, inspect, schema):
+for command in (merge, plan, verify, mismatch, methods, inspect, schema):
     app.command()(command)
 app.add_typer(fisher, name="fisher")
 app.command()(demo)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from merge_cli.plan import MergePlan
 
 
-def _size(text: str) -> int:
+def parse_size(text: str) -> int:
+    """Return the bytes that a size on the command line means."""
     try:
         return parse_bytes(text)
     except ValueError as error:
@@ -134,9 +135,9 @@ def make_plan(
         raise RecipeError(f"--device {device}: expected auto, cpu or cuda[:N]")
     return build_plan(
         load_recipe(recipe, overrides=overrides or ()),
-        memory=_size(memory),
+        memory=parse_size(memory),
         threads=threads,
-        shard_size=_size(shard_size),
+        shard_size=parse_size(shard_size),
         device=device,
         allow_nonfinite=allow_nonfinite,
     )

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from merge_cli.cli.example import example_recipe
+from merge_cli.errors import count_of
 from merge_cli.methods import find_method, method_names
 from merge_cli.methods.contract import Diagnosis, field_default, is_constant, is_per_model
 from merge_cli.plan import MergePlan
-from merge_cli.report import Inspection, LayerSummary, MergeReport, MismatchReport
+from merge_cli.report import Inspection, LayerSummary, MergeReport, MismatchReport, Verification
 from merge_cli.units import format_bytes, format_count, format_seconds
 
 _WIDE = 10_000
@@ -138,6 +139,23 @@ def diagnostics(values: Mapping[str, Any]) -> None:
     for what, value in values.items():
         numbers = value if isinstance(value, list) else [value]
         typer.echo(f"  {what.replace('_', ' ')}: {', '.join(f'{number:.4g}' for number in numbers)}")
+
+
+def verification(found: Verification, *, as_json: bool) -> None:
+    """Print what checking a merged checkpoint has shown; problems on standard error."""
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+        return
+    warnings(found.notes)
+    for problem in found.problems:
+        typer.echo(f"error: {problem}", err=True)
+    typer.echo(
+        f"{found.out}: {'sound' if found.sound else 'NOT what the merge has made'}; {count_of(found.files, 'file')} as "
+        f"recorded, {count_of(found.tensors, 'tensor')} looked through"
+    )
+    if found.replayed:
+        chosen = "" if found.seed is None else f", chosen with --seed {found.seed}"
+        typer.echo(f"  {count_of(len(found.replayed), 'tensor')} computed again, with the same bytes{chosen}")
 
 
 def methods(*, as_json: bool) -> None:

@@ -6,12 +6,14 @@ from merge_cli.report.inspection import Inspection, inspect_checkpoint
 from merge_cli.report.manifest import manifest, sha256_lines
 from merge_cli.report.mismatch import MismatchReport, mismatch_report
 from merge_cli.report.model import MergeReport
+from merge_cli.report.verification import Verification
 
 __all__ = [
     "Inspection",
     "LayerSummary",
     "MergeReport",
     "MismatchReport",
+    "Verification",
     "inspect_checkpoint",
     "manifest",
     "mismatch_report",

@@ -1,0 +1,40 @@
+"""What checking a merged checkpoint has shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What checking a merged checkpoint has shown.
+
+    Attributes:
+        out: Where it is.
+        tool: What it was made with.
+        files: How many files have the SHA-256 that was recorded.
+        tensors: How many tensors were looked through for NaN and infinity.
+        replayed: The tensors that were computed again and have the same bytes.
+        seed: What the choice of tensors was drawn with; None where none or all were computed again.
+        problems: What is wrong, in sentences; empty where all is well.
+        notes: What has changed since and is not wrong by itself.
+    """
+
+    out: str
+    tool: str
+    files: int = 0
+    tensors: int = 0
+    replayed: tuple[str, ...] = ()
+    seed: int | None = None
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"sound": self.sound, **asdict(self)}

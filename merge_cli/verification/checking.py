@@ -1,0 +1,62 @@
+"""The check of a merged checkpoint, from its digests to computing it again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from merge_cli.checkpoint import Checkpoint, Files, Reader, open_checkpoint
+from merge_cli.errors import CheckpointError, listed
+from merge_cli.report import Verification
+from merge_cli.stream import Listener, Quiet
+from merge_cli.verification.integrity import check_digests, not_finite, read_manifest
+from merge_cli.verification.replay import Replay, replayed
+
+
+def verify(
+    out: Path | str,
+    *,
+    replay: Replay | None = None,
+    threads: int = 2,
+    listener: Listener | None = None,
+    files: Files | None = None,
+) -> Verification:
+    """Check a merged checkpoint against its manifest.
+
+    Args:
+        out: The merged checkpoint.
+        replay: What is to be computed again from the recorded inputs, if anything.
+        threads: How many files are read at a time.
+        listener: Is told how the work goes.
+        files: The system calls to use.
+
+    Returns:
+        What was found; problems are part of it and no exceptions.
+
+    Raises:
+        CheckpointError: If ``out`` has no manifest, or if an input of the replay is not there any more.
+        RecipeError: If the recorded recipe cannot be planned any more.
+    """
+    out, files = Path(out), files or Files()
+    made = read_manifest(out, files)
+    found = Verification(str(out), str(made["tool"]))
+    digests, problems = check_digests(out, made, threads, files)
+    checkpoint: Checkpoint | None = None
+    try:
+        checkpoint = open_checkpoint(out, files=files)
+    except CheckpointError as error:
+        problems.append(error.message)
+    found = replace(found, files=digests, problems=tuple(problems))
+    if checkpoint is None:
+        return found
+    with Reader(checkpoint.files, files) as reader:
+        wrong = list(not_finite(checkpoint, reader, listener or Quiet()))
+        allowed = bool(made["counts"].get("nonfinite"))
+        word = f"{listed(wrong)}: NaN or infinity" if wrong else ""
+        found = replace(
+            found,
+            tensors=len(checkpoint.tensors),
+            problems=(*found.problems, *([word] if wrong and not allowed else [])),
+            notes=(*found.notes, *([f"{word}, as the merge was allowed to"] if wrong and allowed else [])),
+        )
+        return found if replay is None else replayed(found, made, replay, checkpoint, reader, listener)

@@ -1,0 +1,237 @@
+"""What a merge has made can be checked, and computed again from what it was made of."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merge_cli import CheckpointError, Replay, build_plan, load_recipe, merge, verify
+from tests.checkpoints import write_checkpoint, write_recipe
+
+# Four tensors in three shards: a large one of its own, and small ones.
+_NAMES = ["a", "b", "c", "d"]
+
+
+def _tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(40, 5 + i, generator=generator) for i, name in enumerate(_NAMES)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a base, two models, and ``out``, merged from them."""
+    base = _tensors(0)
+    write_checkpoint(tmp_path / "base", base)
+    for i, name in enumerate(("one", "two"), start=1):
+        write_checkpoint(tmp_path / name, {k: v + 0.1 * _tensors(i)[k] for k, v in base.items()})
+    monkeypatch.chdir(tmp_path)
+    make("ties", density=0.5)
+    return tmp_path
+
+
+def make(method: str, out: str = "out", **parameters: Any) -> None:
+    names = ("one",) if method == "slerp" else ("one", "two")
+    models = [{"model": name, "parameters": {"weight": 1}} for name in names]
+    content = {"merge_method": method, "base_model": "base", "models": models, "parameters": parameters}
+    write_recipe(Path("recipe.yml"), content)
+    merge(build_plan(load_recipe("recipe.yml"), shard_size=1300), out, sync=False)
+
+
+def damage(path: Path, offset: int = -1, *, value: int = 0x40) -> None:
+    """Change one byte of a file, counted from its end."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= value
+    path.write_bytes(content)
+
+
+def test_what_was_merged_is_sound(folder: Path) -> None:
+    found = verify("out")
+    assert found.sound
+    assert (found.tensors, found.replayed, found.seed, found.notes) == (4, (), None, ())
+    assert found.tool == f"merge-cli {__import__('merge_cli').__version__}"
+    # Shards, index, config, card and manifest; the digests themselves are not among the digests.
+    assert found.files == len(list(Path("out").iterdir())) - 1
+
+
+def test_the_digests_are_those_of_sha256sum(folder: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd="out", capture_output=True, text=True, check=True)
+    assert done.stdout.count(": OK\n") == verify("out").files
+
+
+@pytest.mark.parametrize("what", ["model-00001-of-00004.safetensors", "config.json", "merge_manifest.json"])
+def test_a_changed_byte_is_found(folder: Path, what: str) -> None:
+    path = folder / "out" / what
+    if what.endswith(".json"):
+        path.write_text(path.read_text().replace("\n", " \n", 1))
+    else:
+        damage(path)
+    found = verify("out")
+    assert found.problems == (f"{what} has changed: its SHA-256 is not the recorded one",)
+
+
+def test_a_missing_shard_is_found(folder: Path) -> None:
+    (folder / "out" / "model-00002-of-00004.safetensors").unlink()
+    problems = verify("out").problems
+    assert problems[0] == "model-00002-of-00004.safetensors is missing"
+    assert len(problems) == 2
+
+
+def test_missing_digests_are_a_problem_and_those_of_the_manifest_count(folder: Path) -> None:
+    (folder / "out" / "SHA256SUMS").unlink()
+    found = verify("out")
+    assert found.problems == ("SHA256SUMS is missing",)
+    assert found.files == 4
+
+
+def test_digests_and_manifest_must_agree(folder: Path) -> None:
+    path = folder / "out" / "SHA256SUMS"
+    line = next(line for line in path.read_text().splitlines() if "00001" in line)
+    path.write_text(path.read_text().replace(line[:64], "0" * 64))
+    assert any("disagree about model-00001-of-00004.safetensors" in problem for problem in verify("out").problems)
+
+
+@pytest.mark.parametrize("name", ["../base/config.json", "/etc/passwd", ""])
+def test_digests_of_files_elsewhere_are_not_read(folder: Path, name: str) -> None:
+    path = folder / "out" / "SHA256SUMS"
+    path.write_text(path.read_text() + f"{'0' * 64}  {name}\n")
+    assert len(verify("out").problems) == 1
+    assert "holds a line that is none" in verify("out").problems[0]
+
+
+def test_an_index_that_names_another_shard_is_found(folder: Path) -> None:
+    path = folder / "out" / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["a"], index["weight_map"]["d"] = index["weight_map"]["d"], index["weight_map"]["a"]
+    path.write_text(json.dumps(index))
+    problems = verify("out").problems
+    assert problems[0].startswith("model.safetensors.index.json has changed")
+    assert "which the shard named there does not hold" in problems[1]
+
+
+def test_nan_is_found(folder: Path) -> None:
+    path = folder / "out" / "model-00004-of-00004.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4:] = b"\x00\x00\xc0\x7f"
+    path.write_bytes(content)
+    assert verify("out").problems[1] == "d: NaN or infinity"
+
+
+def test_what_has_no_manifest_cannot_be_verified(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="base has no merge_manifest"):
+        verify("base")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"tool": 1}', "\udcff", "[" * 100_000])
+def test_a_damaged_manifest_is_an_error_that_says_so(folder: Path, content: str) -> None:
+    (folder / "out" / "merge_manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"merge_manifest\.json is damaged"):
+        verify("out")
+
+
+# Computing it again
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("linear", {}),
+        ("task_arithmetic", {}),
+        ("ties", {"density": 0.3, "trim": "model"}),
+        ("dare_ties", {"density": 0.5}),
+        ("slerp", {"t": 0.3}),
+    ],
+)
+def test_every_tensor_is_the_same_when_it_is_computed_again(
+    folder: Path, method: str, parameters: dict[str, Any]
+) -> None:
+    make(method, "again", **parameters)
+    found = verify("again", replay=Replay(None))
+    assert found.problems == ()
+    assert sorted(found.replayed) == _NAMES
+
+
+def test_as_many_tensors_are_computed_again_as_asked_for_and_the_seed_says_which(folder: Path) -> None:
+    found = verify("out", replay=Replay(2, seed=5))
+    assert len(found.replayed) == 2
+    assert found.seed == 5
+    assert verify("out", replay=Replay(2, seed=5)).replayed == found.replayed
+    others = {verify("out", replay=Replay(2, seed=seed)).replayed for seed in range(12)}
+    assert len(others) > 1
+    drawn = verify("out", replay=Replay(2))
+    assert drawn.seed is not None
+    assert verify("out", replay=Replay(2, seed=drawn.seed)).replayed == drawn.replayed
+    assert len(verify("out", replay=Replay(99)).replayed) == 4
+
+
+def test_a_tensor_that_is_not_what_its_inputs_give_is_named(folder: Path) -> None:
+    # 40 rows of 8 float32 stand in d: the last byte is that of element 319.
+    damage(folder / "out" / "model-00004-of-00004.safetensors")
+    found = verify("out", replay=Replay(None))
+    assert found.problems[-1] == "'d' differs from element 319 on, when it is computed again"
+    assert sorted(found.replayed) == ["a", "b", "c"]
+
+
+def test_an_input_that_has_changed_is_named_and_the_tensor_that_it_gives_too(folder: Path) -> None:
+    path = folder / "one" / "model.safetensors"
+    before = path.stat().st_mtime_ns
+    damage(path)
+    os.utime(path, ns=(before, before + 10**9))
+    found = verify("out", replay=Replay(None))
+    assert found.notes == (
+        "1 input file written again since the merge, with the same size and header: one/model.safetensors",
+    )
+    assert [problem.split()[0] for problem in found.problems] == ["'d'"]
+
+
+def test_an_input_of_another_shape_is_named_as_changed(folder: Path) -> None:
+    for name in ("base", "one", "two"):
+        write_checkpoint(folder / name, {**_tensors(0), "d": torch.ones(2, 2), "e": torch.ones(3)})
+    found = verify("out", replay=Replay(None))
+    assert found.notes[0].startswith("3 input files changed since the merge: ")
+    assert "'d' is [40, 8] of float32, expected [2, 2] of float32, when it is computed again" in found.problems
+    assert "'e' is missing, expected [3] of float32, when it is computed again" in found.problems
+
+
+def test_an_input_that_is_gone_is_an_error_that_says_where_paths_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (folder / "elsewhere").mkdir()
+    (folder / "out").rename(folder / "elsewhere" / "out")
+    monkeypatch.chdir(folder / "elsewhere")
+    with pytest.raises(CheckpointError) as caught:
+        verify("out", replay=Replay(1))
+    assert "--from FOLDER" in str(caught.value.hint)
+    assert verify("out", replay=Replay(None, folder=folder)).problems == ()
+
+
+def test_the_posterior_precision_is_computed_again_too(folder: Path) -> None:
+    for name, seed in (("base", 7), ("one", 8), ("two", 9)):
+        squares = {key: value.square() for key, value in _tensors(seed).items()}
+        write_checkpoint(folder / f"fisher-{name}", squares, config=None, metadata={"train_examples": "10"})
+    models = [{"model": name, "fisher": f"fisher-{name}"} for name in ("one", "two")]
+    content = {
+        "merge_method": "gradient_matching", "base_model": "base", "base_fisher": "fisher-base", "models": models,
+        "save_precision": True,
+    }  # fmt: skip
+    write_recipe(folder / "recipe.yml", content)
+    merge(build_plan(load_recipe("recipe.yml")), "matched", sync=False)
+    assert verify("matched", replay=Replay(None)).problems == ()
+    damage(folder / "matched" / "precision" / "model.safetensors", value=1)
+    problems = verify("matched", replay=Replay(None)).problems
+    assert problems[0] == "precision/model.safetensors has changed: its SHA-256 is not the recorded one"
+    assert problems[1] == "'precision/d' differs from element 319 on, when it is computed again"
+
+
+def test_another_version_of_the_program_is_noted(folder: Path) -> None:
+    path = folder / "out" / "merge_manifest.json"
+    made = json.loads(path.read_text())
+    made |= {"tool": "merge-cli 0.0.1", "method": {**made["method"], "version": 77}}
+    path.write_text(json.dumps(made))
+    notes = verify("out", replay=Replay(1)).notes
+    assert notes[0].startswith("made by merge-cli 0.0.1, computed again by merge-cli ")
+    assert notes[1].startswith("ties was version 77 and is ")
