@@ -1,5 +1,5 @@
 """``python -m merge_cli`` is ``merge-cli``."""
 
-from merge_cli.cli import main
+from merge_cli.cli import program
 
-main()
+program()

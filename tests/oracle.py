@@ -337,6 +337,7 @@ def matching_scales(
     prior_precision: float | str = 0.0,
     curvature_floor: float = 0.0,
     anchor: str = "base",
+    weights: Sequence[float] = (),
     deltas: Sequence[Model] = (),
     gradients: Sequence[Model] = (),
 ) -> Scales:
@@ -347,7 +348,9 @@ def matching_scales(
         base_curvature: H₀ without the prior.
         prior_precision: δ, or ``"auto"``: 0.01 times the mean of H₀; where that is zero the mean of all Hᵢ.
         curvature_floor: Relative to the mean of each Hᵢ.
-        anchor: ``"base"``, ``"none"``, ``"measured"``, or ``"auto"``: by the gradients; where there are none, base.
+        anchor: ``"base"``, ``"none"``, ``"measured"``, or ``"auto"``: by the gradients, where there are none as with
+            base; those of models that are added are divided by their sum, each times its weight, where that exceeds 1.
+        weights: αᵢ, for ``auto``.
         deltas: Task vectors, for ``auto``.
         gradients: gᵢ, for ``auto``.
     """
@@ -370,6 +373,10 @@ def matching_scales(
     anchors = [min(max(share, 0.0), 1.0) for share in gratio]
     if not gratio:
         anchors = [1.0 if anchor in ("base", "auto") else 0.0] * len(means)
+    if anchor == "auto":
+        together = math.fsum(max(weight, 0.0) * k for weight, k in zip(weights, anchors, strict=True))
+        added = [weight > 0 for weight in weights]
+        anchors = [k / max(together, 1.0) if each else k for k, each in zip(anchors, added, strict=True)]
     return Scales(prior, [curvature_floor * mean for mean in means], anchors, gratio)
 
 

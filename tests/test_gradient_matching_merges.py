@@ -58,11 +58,13 @@ def largest_gap(one: Path, other: Path) -> float:
 @pytest.mark.usefixtures("family")
 def test_merging_one_after_another_with_the_saved_precision_equals_merging_all_at_once(tmp_path: Path) -> None:
     weights = (0.7, 1.0, 0.4)
-    at_once = recipe(tmp_path, [expert(i, w) for i, w in zip((1, 2, 3), weights, strict=True)])
+    settings = {"anchor": "base"}
+    at_once = recipe(tmp_path, [expert(i, w) for i, w in zip((1, 2, 3), weights, strict=True)], parameters=settings)
     merge(build_plan(at_once), tmp_path / "at-once", sync=False)
-    first = recipe(tmp_path, [expert(1, 0.7), expert(2, 1.0)], save_precision=True)
+    first = recipe(tmp_path, [expert(1, 0.7), expert(2, 1.0)], save_precision=True, parameters=settings)
     merge(build_plan(first), tmp_path / "first", sync=False)
-    then = recipe(tmp_path, [{"model": "./first", "fisher": "./first/precision"}, expert(3, 0.4)])
+    models = [{"model": "./first", "fisher": "./first/precision"}, expert(3, 0.4)]
+    then = recipe(tmp_path, models, parameters=settings)
     merge(build_plan(then), tmp_path / "then", sync=False)
     # The precision is stored in float32, and the base's part is subtracted from it again.
     assert largest_gap(tmp_path / "then", tmp_path / "at-once") < 2e-4
@@ -129,7 +131,7 @@ def test_gradients_say_how_far_fine_tuning_was_held_back(tmp_path: Path, family:
             for name in SHAPES
         }
         write_checkpoint(tmp_path / f"gradient-{i}", gradient, metadata={"kind": "gradient", "reduction": "sum"})
-    models = [{**expert(i), "gradient": f"./gradient-{i}"} for i in (1, 2)]
+    models = [{**expert(i, 0.5), "gradient": f"./gradient-{i}"} for i in (1, 2)]
     settings = {"prior_precision": 3.0, "curvature_floor": 0}
     report = merge(build_plan(recipe(tmp_path, models, parameters=settings)), tmp_path / "auto", sync=False)
     assert report.diagnostics["gratio"] == pytest.approx([0.25, 1.0], rel=1e-4)
@@ -143,7 +145,8 @@ def test_gradients_say_how_far_fine_tuning_was_held_back(tmp_path: Path, family:
 def test_extrapolation_is_one_for_a_single_model_and_warned_of_where_it_is_large(tmp_path: Path) -> None:
     alone = measure(build_plan(recipe(tmp_path, [expert(1)]))).diagnosis
     assert alone.values["extrapolation"] == pytest.approx(1.0, rel=1e-4)
-    far = measure(build_plan(recipe(tmp_path, [expert(1, 4.0), expert(1, 4.0), expert(1, 4.0)]))).diagnosis
+    models = [expert(1, 4.0), expert(1, 4.0), expert(1, 4.0)]
+    far = measure(build_plan(recipe(tmp_path, models, parameters={"anchor": "base"}))).diagnosis
     assert far.values["extrapolation"] > 1.5
     assert not any("far beyond" in warning for warning in alone.warnings)
 

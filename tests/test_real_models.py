@@ -454,7 +454,9 @@ def matched(
     deltas, gradients = t.whole_deltas(), [*map(vectors, t.gradients)] if use_gradients else []
     base = curved(t.base_fisher, base_examples)
     models_ = [curved(fisher, number) for fisher, number in zip(t.fishers, examples, strict=True)]
-    found = oracle.matching_scales(models_, base_curvature=base, deltas=deltas, gradients=gradients, **scales)
+    found = oracle.matching_scales(
+        models_, base_curvature=base, weights=weights, deltas=deltas, gradients=gradients, **scales
+    )
     measured = scales.get("anchor") == "measured"
     return {
         name: oracle.gradient_matching(

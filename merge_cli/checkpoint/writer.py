@@ -32,6 +32,7 @@ class ShardWriter:
         self._files = files or Files()
         self._folder = folder
         self._descriptors: dict[str, int] = {}
+        self._paths = {shard.file: folder / shard.file for shard in layout.shards}
         with writing(folder):
             free = self._files.free(folder)
             missing = layout.nbytes - _reserved(folder, layout)
@@ -54,9 +55,9 @@ class ShardWriter:
 
     def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
         """Write bytes of a tensor from element ``start``."""
-        name = str(place.file)
+        name = place.file.name
         offset = place.offset + start * place.dtype.itemsize
-        self._files.write_all(self._descriptors[name], view, offset, self._folder / name)
+        self._files.write_all(self._descriptors[name], view, offset, self._paths[name])
 
     def read_back(self, view: memoryview, name: str, offset: int) -> None:
         """Fill ``view`` with the bytes of a shard from ``offset``, as they were written."""

@@ -19,6 +19,7 @@ from merge_cli.stream.journal import Tally
 _WIDEST = 8
 # Up to here numbers round to 448, the largest of float8_e4m3fn.
 _MOST_F8_E4M3 = 464
+_SUMMED = (torch.bfloat16, torch.float32, torch.float64)
 
 
 class Sink(Protocol):
@@ -51,13 +52,16 @@ class Worker:
     _rows: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Allocate the raw buffers; pinned where a GPU copies from them."""
-        pinned = self.device.type == "cuda"
+        """Allocate the raw buffers: for a block of every model as it is stored, and for one of the output."""
         self._numel = min(self.plan.block_numel, max(task.place.numel for task in self.plan.tasks))
-        self._raw_in = torch.empty(self._numel * _WIDEST, dtype=torch.uint8, pin_memory=pinned)
-        self._raw_out = torch.empty(self._numel * _WIDEST, dtype=torch.uint8, pin_memory=pinned)
-        self._view_in = memoryview(self._raw_in.numpy())  # type: ignore[arg-type]
-        self._view_out = memoryview(self._raw_out.numpy())  # type: ignore[arg-type]
+        stored = (sum(tensor.dtype.itemsize for tensor in _longest(task)) for task in self.plan.tasks)
+        self._raw_in, self._view_in = self._raw(self._numel * max(stored))
+        self._raw_out, self._view_out = self._raw(self._numel * _WIDEST)
+
+    def _raw(self, nbytes: int) -> tuple[Tensor, memoryview]:
+        """Return a buffer of bytes, pinned where a GPU copies from it, and a view of it."""
+        buffer = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        return buffer, memoryview(buffer.numpy())  # type: ignore[arg-type]
 
     def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Need]) -> dict[Need, Tensor]:
         """Read what is needed of elements ``start`` to ``start + count``; deltas are computed, curvature is scaled.
@@ -119,21 +123,33 @@ class Worker:
         if name not in self._rows:
             self._rows[name] = torch.empty(len(tensors) * self._numel, dtype=torch.float32, device=self.device)
         rows = self._rows[name][: len(tensors) * count].view(len(tensors), count)
-        for row, tensor in zip(rows, tensors, strict=True):
-            if tensor.dtype is DType.F32 and row.device.type == "cpu":
-                # Already as it is wanted: read in place.
-                self.reader.read_into(memoryview(row.numpy()).cast("B"), tensor, start)
-            else:
-                row.copy_(self.read(tensor, start, count))
-            if not math.isfinite(row.sum().item()):
+        dtypes = {tensor.dtype for tensor in tensors}
+        if len(dtypes) == 1 and (DType.F32 not in dtypes or self.device.type != "cpu"):
+            # One conversion for all: a call costs as much as some ten thousand elements.
+            rows.copy_(self._read_rows(tensors, start, count))
+        else:
+            for row, tensor in zip(rows, tensors, strict=True):
+                if tensor.dtype is DType.F32 and row.device.type == "cpu":
+                    # Already as it is wanted: read in place.
+                    self.reader.read_into(memoryview(row.numpy()).cast("B"), tensor, start)
+                else:
+                    row.copy_(self.read(tensor, start, count))
+        if not math.isfinite(rows.sum().item()):
+            for row, tensor in zip(rows, tensors, strict=True):
                 self._check_finite(row, tensor)
         return rows
 
+    def _read_rows(self, tensors: Sequence[StoredTensor], start: int, count: int) -> Tensor:
+        """Read one run of tensors of one dtype, as they are stored, into rows of the raw buffer."""
+        dtype = tensors[0].dtype
+        nbytes = count * dtype.itemsize
+        for i, tensor in enumerate(tensors):
+            self.reader.read_into(self._view_in[i * nbytes : (i + 1) * nbytes], tensor, start)
+        return self._raw_in[: len(tensors) * nbytes].view(to_torch(dtype)).view(len(tensors), count)
+
     def read(self, tensor: StoredTensor, start: int, count: int) -> Tensor:
         """Read a run of a tensor as it is stored, on the CPU; overwritten by the next call."""
-        nbytes = count * tensor.dtype.itemsize
-        self.reader.read_into(self._view_in[:nbytes], tensor, start)
-        return self._raw_in[:nbytes].view(to_torch(tensor.dtype))
+        return self._read_rows([tensor], start, count)[0]
 
     def write_precision(self, precision: Tensor, task: TensorTask, start: int) -> None:
         """Write a run of the posterior precision."""
@@ -143,7 +159,7 @@ class Worker:
             self.precision_writer.write(memoryview(row.numpy()).cast("B"), place, start)  # type: ignore[arg-type]
 
     def _check_finite(self, row: Tensor, tensor: StoredTensor) -> None:
-        """The sum of a row was not finite: find out whether its elements are, or only their sum overflows."""
+        """The sum of all rows was not finite: find out whether a row's elements are, or only the sum overflows."""
         wrong = int((~row.isfinite()).sum())
         if not wrong:
             return
@@ -188,8 +204,19 @@ def _fits(values: Tensor, dtype: DType) -> bool:
     return dtype is not DType.F8_E4M3 or bool((values.to(torch.float32).abs() <= _MOST_F8_E4M3).all())
 
 
+def _longest(task: TensorTask) -> Sequence[StoredTensor]:
+    """Return the largest set of tensors that is read at a time."""
+    if task.copied is not None:
+        return (task.copied,)
+    single = [tensor for tensor in (task.base, task.base_fisher) if tensor is not None]
+    sets = (task.models, task.fishers, task.gradients, single)
+    return max(sets, key=lambda tensors: sum(tensor.dtype.itemsize for tensor in tensors))
+
+
 def _is_finite(values: Tensor) -> bool:
-    wide = values if values.dtype == torch.float64 else values.to(torch.float32)
+    """Whether all are finite: at once where their sum is; one that overflows takes a closer look."""
+    # Sums of float16 overflow as soon as a few numbers are large; float8 has none.
+    wide = values if values.dtype in _SUMMED else values.to(torch.float32)
     return math.isfinite(wide.sum().item()) or bool(wide.isfinite().all())
 
 

@@ -404,6 +404,7 @@ def matching_scales(tensors: Tensors, p: Any) -> oracle.Scales:
         prior_precision=p.prior_precision,
         curvature_floor=p.curvature_floor,
         anchor=p.anchor,
+        weights=p.weight,
         deltas=models_of(tensors, Need.DELTAS),
         gradients=models_of(tensors, Need.GRADIENTS),
     )

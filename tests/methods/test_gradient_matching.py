@@ -674,20 +674,48 @@ def test_the_floor_of_a_curvature_is_relative_to_its_mean_over_the_model() -> No
 def test_the_automatic_anchor_is_the_share_of_the_base_s_pull_that_the_gradients_show() -> None:
     # ⟨g, τ⟩ = -1 · 1 - 1 · 2 = -3 and ⟨τ, H₀ τ⟩ = 2 · 1 + 1 · 4 = 6 for the first model: k = 1/2.
     # The second pulls three times as much as H₀ would, and the third not at all: k = 1 and 0.
+    # Together, weighted, that is 0.25 + 0.5 + 0, no more than one anchor.
     outcome = whole(
         base=[0, 0],
         models=[[1, 2], [1, 2], [1, 2]],
         curvature=[[4, 4], [4, 4], [4, 4]],
         base_curvature=[2, 1],
         gradients=[[-1, -1], [-6, -6], [1, 1]],
-        weight=(1, 1, 1),
+        weight=(0.5, 0.5, 0.5),
         **{**PLAIN, "anchor": "auto"},
     )
     scales = outcome.measured["first"]
     assert scales.gratio == (0.5, 3.0, -0.5)
     assert scales.anchors == (0.5, 1.0, 0.0)
-    # (1 + 4) + (2 + 4) + (0 + 4) over 2 + 12, and (0.5 + 4) + (1 + 4) + (0 + 4), times 2, over 1 + 12.
-    assert_close(results(outcome), [15 / 14, 2 * 13.5 / 13])
+    # Half of (1 + 4) + (2 + 4) + (0 + 4) over 2 + 6, and half of (0.5 + 4) + (1 + 4) + (0 + 4), times 2, over 1 + 6.
+    assert_close(results(outcome), [7.5 / 8, 13.5 / 7])
+
+
+def test_models_that_are_added_share_one_anchor_at_most() -> None:
+    # Shares 1/2 and 1 with weights 2 and 1 come to 2: halved. The removed model keeps its own, and does not count.
+    outcome = whole(
+        base=[0, 0],
+        models=[[1, 2], [1, 2], [1, 2]],
+        curvature=[[4, 4], [4, 4], [1, 1]],
+        base_curvature=[2, 1],
+        gradients=[[-1, -1], [-6, -6], [-6, -6]],
+        weight=(2, 1, -1),
+        **{**PLAIN, "anchor": "auto"},
+    )
+    assert outcome.measured["first"].gratio == (0.5, 3.0, 3.0)
+    assert outcome.measured["first"].anchors == (0.25, 0.5, 1.0)
+    # 2 (0.5 + 4) + (1 + 4) - (2 + 1) over 2 + 8 + 4 - 1; 2 (0.25 + 4) + (0.5 + 4) - (1 + 1), times 2, over 1 + 11.
+    assert_close(results(outcome), [11 / 13, 2 * 11 / 12])
+
+
+def test_with_one_anchor_the_merged_model_lies_between_base_and_models() -> None:
+    s = sites()
+    found = np.asarray(s.matched(anchor="auto"))
+    corners = np.concatenate([np.asarray(s.base)[None], np.asarray(s.models)])
+    assert (found >= corners.min(axis=0) - 1e-6).all()
+    assert (found <= corners.max(axis=0) + 1e-6).all()
+    outside = np.asarray(s.matched(anchor="base"))
+    assert ((outside < corners.min(axis=0) - 1e-3) | (outside > corners.max(axis=0) + 1e-3)).any()
 
 
 def test_the_prior_counts_in_the_pull_that_the_base_should_have() -> None:
@@ -703,9 +731,14 @@ def test_the_prior_counts_in_the_pull_that_the_base_should_have() -> None:
     assert outcome.measured["first"].gratio == (0.5,)
 
 
-def test_without_gradients_the_automatic_anchor_is_the_paper_s() -> None:
-    s = sites()
-    assert_close(s.matched(anchor="auto"), s.matched(anchor="base"), rtol=0, atol=0)
+def test_without_gradients_the_automatic_anchor_is_the_paper_s_where_the_weights_come_to_no_more_than_one() -> None:
+    task = {"base": [0, 0], "models": [[1, 2], [3, -1]], "curvature": [[4, 1], [2, 2]], "base_curvature": [2, 1]}
+    shared, papers = (
+        results(whole(**task, weight=(0.75, 0.25), **{**PLAIN, "anchor": anchor})) for anchor in ("auto", "base")
+    )
+    assert_close(shared, papers, rtol=0, atol=0)
+    # (0.75 (2 + 4) 1 + 0.25 (2 + 2) 3) over 2 + 3 + 0.5.
+    assert papers[0] == pytest.approx(7.5 / 5.5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -713,7 +746,7 @@ def test_models_held_by_the_base_are_recognised_by_their_gradients(seed: int) ->
     problem = ridge(seed)
     models = [problem.fine_tuned(task) for task in problem.tasks]
     gradients = np.stack([task.gradient(model) for task, model in zip(problem.tasks, models, strict=True)])
-    alpha = (0.5, 0.25, 2.0)
+    alpha = (0.25, 0.125, 0.5)
     assert_close(problem.matched(alpha, models, anchor="auto", gradients=gradients), problem.joint(alpha))
 
 
@@ -824,7 +857,7 @@ def test_extrapolation_compares_the_step_with_the_task_vectors_in_the_merged_pre
     found = diagnosis(outcome, 2, weight=(1, 1), **PLAIN)
     assert found.values["extrapolation"] == pytest.approx(27 / 12.5)
     assert found.values["prior_precision"] == 0.0
-    assert found.warnings == ()
+    assert "extrapolation 2.2" in found.warnings[0]
 
 
 def test_the_forecast_for_task_arithmetic_is_the_mismatch_of_its_gradients() -> None:
@@ -887,5 +920,5 @@ def test_many_models_at_full_weight_and_removal_beyond_one_warn() -> None:
     assert "1/4 each is the safer start" in " ".join(warnings[0])
     assert warnings[1] == ()
     task = {"base": [0, 0], "models": [[1, 1]], "curvature": [[0.1, 0.1]], "base_curvature": [9, 9]}
-    (warning,) = diagnosis(whole(**task, weight=(-1.5,), **PLAIN), 1, weight=(-1.5,), **PLAIN).warnings
-    assert "removal with a weight beyond -1" in warning
+    warnings = diagnosis(whole(**task, weight=(-1.5,), **PLAIN), 1, weight=(-1.5,), **PLAIN).warnings
+    assert "removal with a weight beyond -1" in warnings[-1]
