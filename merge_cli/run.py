@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from merge_cli import __version__
@@ -15,7 +16,16 @@ from merge_cli.errors import RecipeError
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, manifest, model_card, sha256_lines
 from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE, PRECISION_FOLDER
-from merge_cli.stream import Discard, Listener, RunningDigests, StreamResult, check_fishers, sha256_of_files, stream
+from merge_cli.stream import (
+    Discard,
+    Listener,
+    RunningDigests,
+    StreamResult,
+    check_fishers,
+    examine,
+    sha256_of_files,
+    stream,
+)
 
 _TOOL = f"merge-cli {__version__}"
 
@@ -25,6 +35,7 @@ def merge(
     out: Path | str,
     *,
     force: bool = False,
+    strict: bool = False,
     sync: bool = True,
     listener: Listener | None = None,
     files: Files | None = None,
@@ -35,6 +46,7 @@ def merge(
         plan: From :func:`merge_cli.build_plan`.
         out: Folder of the merged checkpoint.
         force: Whether a checkpoint that is there may be replaced.
+        strict: Whether a warning that is known before the merge is an error.
         sync: Whether to return only when the output is on the device.
         listener: Is told how the work goes.
         files: The system calls to use.
@@ -46,6 +58,9 @@ def merge(
     out = Path(out)
     files = files or Files()
     check_out(plan, out, force=force)
+    plan = examined(plan, files=files)
+    if strict:
+        refuse_warnings(plan)
     staging = Staging(out, force=force, files=files)
     with staging.open() as folder:
         try:
@@ -71,6 +86,33 @@ def merge(
         warnings=(*plan.warnings, *result.diagnosis.warnings),
         files=digests,
     )
+
+
+def examined(plan: MergePlan, *, files: Files | None = None) -> MergePlan:
+    """Return the plan with what a sample of the models' numbers tells among its warnings; looks once.
+
+    Raises:
+        CheckpointError: If an input cannot be read.
+    """
+    if plan.examined:
+        return plan
+    with Reader(_identities(plan), files) as reader:
+        found = examine(plan, reader)
+    return replace(plan, warnings=(*plan.warnings, *found), examined=True)
+
+
+def refuse_warnings(plan: MergePlan) -> None:
+    """Turn the warnings of a plan into an error.
+
+    Raises:
+        RecipeError: With every warning, if there is one.
+    """
+    if plan.warnings:
+        lines = "\n".join(f"  {warning}" for warning in plan.warnings)
+        raise RecipeError(
+            f"strict allows no warnings, the plan has {len(plan.warnings)}:\n{lines}",
+            hint="mend the recipe or the models, or merge without --strict",
+        )
 
 
 def measure(plan: MergePlan, *, listener: Listener | None = None, files: Files | None = None) -> StreamResult:

@@ -6,6 +6,7 @@ from merge_cli.stream.engine import stream
 from merge_cli.stream.fishers import check_fishers
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.result import StreamResult
+from merge_cli.stream.sanity import examine
 from merge_cli.stream.worker import Discard
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "StreamResult",
     "check_fishers",
     "choose_device",
+    "examine",
     "sha256_of_files",
     "stream",
 ]
