@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge_cli import __version__
@@ -31,6 +31,7 @@ from merge_cli.stream import (
     check_fishers,
     check_same,
     choose_device,
+    examine,
     read_journal,
     sha256_of_files,
     stream,
@@ -45,6 +46,7 @@ def merge(
     *,
     force: bool = False,
     restart: bool = False,
+    strict: bool = False,
     sync: bool = True,
     listener: Listener | None = None,
     files: Files | None = None,
@@ -58,6 +60,7 @@ def merge(
         out: Folder of the merged checkpoint.
         force: Whether a checkpoint that is there may be replaced.
         restart: Whether to throw away what a stopped merge has left.
+        strict: Whether a warning that is known before the merge is an error.
         sync: Whether to return only when the output is on the device.
         listener: Is told how the work goes.
         files: The system calls to use.
@@ -69,6 +72,9 @@ def merge(
     out = Path(out)
     files = files or Files()
     check_out(plan, out, force=force)
+    plan = examined(plan, files=files)
+    if strict:
+        refuse_warnings(plan)
     staging = Staging(out, force=force, files=files)
     with staging.open(clear=restart) as folder:
         past = _past(plan, folder)
@@ -101,6 +107,33 @@ def merge(
         warnings=(*plan.warnings, *result.diagnosis.warnings),
         files=digests,
     )
+
+
+def examined(plan: MergePlan, *, files: Files | None = None) -> MergePlan:
+    """Return the plan with what a sample of the models' numbers tells among its warnings; looks once.
+
+    Raises:
+        CheckpointError: If an input cannot be read.
+    """
+    if plan.examined:
+        return plan
+    with Reader(_identities(plan), files) as reader:
+        found = examine(plan, reader)
+    return replace(plan, warnings=(*plan.warnings, *found), examined=True)
+
+
+def refuse_warnings(plan: MergePlan) -> None:
+    """Turn the warnings of a plan into an error.
+
+    Raises:
+        RecipeError: With every warning, if there is one.
+    """
+    if plan.warnings:
+        lines = "\n".join(f"  {warning}" for warning in plan.warnings)
+        raise RecipeError(
+            f"strict allows no warnings, the plan has {len(plan.warnings)}:\n{lines}",
+            hint="mend the recipe or the models, or merge without --strict",
+        )
 
 
 def measure(plan: MergePlan, *, listener: Listener | None = None, files: Files | None = None) -> StreamResult:

@@ -50,6 +50,14 @@ def test_a_plan_may_be_carried_out_again(folder: Path) -> None:
     assert merge_cli.merge(plan, "second", force=True).files == first
 
 
+def test_strictly_a_warning_is_an_error_and_nothing_is_written(folder: Path) -> None:
+    plan = merge_cli.build_plan(merge_cli.load_recipe("recipe.yml", overrides=["models.1.model=one"]))
+    with pytest.raises(merge_cli.RecipeError, match="one is merged 2 times"):
+        merge_cli.merge(plan, "merged", strict=True)
+    assert not (folder / "merged").exists()
+    assert any("one is merged 2 times" in warning for warning in merge_cli.merge(plan, "merged").warnings)
+
+
 def test_every_public_name_is_there_and_documented() -> None:
     for name in merge_cli.__all__:
         found = getattr(merge_cli, name)

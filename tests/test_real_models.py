@@ -1337,7 +1337,7 @@ def test_numbers_that_are_not_finite_name_the_tensor_and_the_file(
 
 def test_a_result_that_its_dtype_cannot_hold_is_an_error_and_not_an_infinity(bert: Trained, tmp_path: Path) -> None:
     recipe = f"{ADD_BOTH}out_dtype: float16\n"
-    message = refused(bert.folder, recipe, tmp_path / "out", 5, "--set", "parameters.lambda=1e9")
+    message = refused(bert.folder, recipe, tmp_path / "out", 5, "--quiet", "--set", "parameters.lambda=1e9")
     assert "float16 may be too narrow" in message
 
 

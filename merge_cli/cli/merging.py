@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merge_cli.errors import RecipeError
 from merge_cli.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -35,6 +33,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Worker threads; defaul
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")]
 ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Largest size of an output file.")]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinity in inputs.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Make a warning that is known before the merge an error, exit code 2.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show more.")]
 
@@ -54,6 +55,7 @@ def merge(
     shard_size: ShardSize = "5GB",
     fsync: Annotated[bool, typer.Option("--fsync/--no-fsync", help="Wait until the output is on the device.")] = True,
     allow_nonfinite: AllowNonfinite = False,
+    strict: Strict = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -62,7 +64,7 @@ def merge(
     from merge_cli.checkpoint import check_replaceable
     from merge_cli.cli import render
     from merge_cli.cli.progress import showing
-    from merge_cli.run import check_out
+    from merge_cli.run import check_out, examined, refuse_warnings
     from merge_cli.run import merge as run_merge
 
     if not force:
@@ -70,6 +72,9 @@ def merge(
         check_replaceable(out, force=False)
     planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite)
     check_out(planned, out, force=force)
+    planned = examined(planned)
+    if strict:
+        refuse_warnings(planned)
     if not quiet:
         render.warnings(planned.warnings)
     if dry_run:
@@ -97,14 +102,19 @@ def plan(
     measured: Annotated[
         bool, typer.Option("--measure", help="Read the tensors too, and show the method's diagnostics.")
     ] = False,
+    strict: Strict = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check RECIPE and show what a merge would read, write and hold; reads no tensor data."""
+    """Check RECIPE and show what a merge would read, write and hold; reads a small sample of the tensors only."""
     from merge_cli.cli import render
     from merge_cli.cli.progress import showing
+    from merge_cli.run import examined, refuse_warnings
 
     planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite=False)
+    planned = examined(planned)
+    if strict:
+        refuse_warnings(planned)
     render.warnings(planned.warnings)
     found = None
     if measured:
@@ -128,11 +138,12 @@ def make_plan(
     """Load a recipe and plan it, from what the command line says."""
     from merge_cli.plan import build_plan
     from merge_cli.recipe import load_recipe
+    from merge_cli.stream import choose_device
 
     gc.freeze()
     gc.enable()
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise RecipeError(f"--device {device}: expected auto, cpu or cuda[:N]")
+    # Before the plan, for which the models may have to be downloaded.
+    choose_device(device)
     return build_plan(
         load_recipe(recipe, overrides=overrides or ()),
         memory=parse_size(memory),

@@ -6,7 +6,19 @@ from pydantic import Field
 from torch import Tensor
 
 from merge_cli.kernels import divisor_of, weighted_sum
-from merge_cli.methods.contract import Block, Density, Measure, Method, Need, Params, Scale, Weights, per_model, setting
+from merge_cli.methods.contract import (
+    Block,
+    Density,
+    Measure,
+    Method,
+    Need,
+    Params,
+    Scale,
+    Weights,
+    per_model,
+    setting,
+    unusual_task_weights,
+)
 from merge_cli.methods.prepare.dare import Rescale, drop_at_random, measure_l1
 
 
@@ -35,6 +47,11 @@ def measure_rescale(params: DareLinearParams) -> Measure | None:
     return measure_l1(lambda params, n: params.density) if params.rescale == "l1" else None
 
 
+def caution(params: DareLinearParams) -> str:
+    """Say what is unusual about the weights."""
+    return unusual_task_weights(params.weight, scale=params.scale, normalize=params.normalize)
+
+
 METHOD = Method(
     merge=dare_linear,
     params=DareLinearParams,
@@ -45,4 +62,5 @@ METHOD = Method(
     differs="mergekit rescales so that each tensor's L1 norm stays (rescale: l1), which is the paper's only in "
     "expectation, and its masks depend on schedule and device; here they depend on seed, model, tensor and index",
     measure=measure_rescale,
+    caution=caution,
 )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from merge_cli.kernels import Election, ZeroSum, disjoint_merge
 from merge_cli.methods.contract import Block, Method, Need, setting
-from merge_cli.methods.dare_linear import DareLinearParams, measure_rescale
+from merge_cli.methods.dare_linear import DareLinearParams, caution, measure_rescale
 from merge_cli.methods.prepare.dare import drop_at_random
 
 
@@ -39,4 +39,5 @@ METHOD = Method(
     "method let the random drop take the place of trimming and sum instead of averaging; for rescale and masks see "
     "dare_linear. Dropping biases the election: lower lambda towards 1 / (1 + p + … + pⁿ⁻¹)",
     measure=measure_rescale,
+    caution=caution,
 )

@@ -255,11 +255,17 @@ def _diagnose(sums: Mapping[str, float], measured: Scales | None, params: Gradie
             f"as a rule worse than the base): use anchor: auto, lower the weights towards {1 / n:.2g}, or use "
             "task_arithmetic"
         )
-    if n > 3 and sum(map(abs, params.weight)) > n / 2:
-        warnings.append(f"weights near 1 are tried with up to 3 models, here are {n}: 1/{n} each is the safer start")
-    if any(weight < -1 for weight in params.weight):
-        warnings.append("a removal with a weight beyond -1 is untested ground: -1 takes a task out once")
     return Diagnosis(values, tuple(warnings))
+
+
+def _caution(params: GradientMatchingParams) -> str:
+    """Say what is unusual about the weights: the rule was found to be good at 1 for up to three models, else at 1/n."""
+    n, total = len(params.weight), sum(map(abs, params.weight))
+    if min(params.weight) < -1:
+        return "a removal with a weight beyond -1 is untested ground: -1 takes a task out once"
+    if n > 3 and total > n / 2:
+        return f"weights near 1 suit up to 3 models, here are {n}: 1/{n} each is the safer start"
+    return f"the weights count {total:.3g} in all; 1 for each model is usual" if total > 1.5 * n else ""
 
 
 METHOD = Method(
@@ -272,6 +278,7 @@ METHOD = Method(
     differs="the authors' code has one weight for all models, no floor and no guard, and takes every expert as "
     "anchored at the base (anchor: base, curvature_floor: 0, prior_precision: 1e-12); no other maintained tool has it",
     measure=_measure,
+    caution=_caution,
     diagnose=_diagnose,
     gives_precision=True,
 )

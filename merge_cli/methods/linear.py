@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from merge_cli.kernels import weighted_sum
-from merge_cli.methods.contract import Block, Method, Need, Params, Weights, per_model
+from merge_cli.methods.contract import Block, Method, Need, Params, Weights, per_model, unusual_average
 
 
 class LinearParams(Params):
@@ -42,4 +42,5 @@ METHOD = Method(
     source="Wortsman et al. 2022, arXiv 2203.05482",
     differs="mergekit rounds weights and products to dtype before summing and divides by zero weights without a word; "
     "a base_model that is not among the models takes no part here, and crashes there",
+    caution=lambda params: unusual_average(params.weight, normalize=params.normalize),
 )

@@ -36,6 +36,11 @@ def _coefficients(_: Totals, params: SlerpParams, sums: list[float]) -> tuple[fl
     return slerp_coefficients(math.sqrt(square_first), math.sqrt(square_second), dot, params.t)
 
 
+def _caution(params: SlerpParams) -> str:
+    """Say so where the point lies beyond the two models."""
+    return "" if 0 <= params.t <= 1 else f"t = {params.t:.3g} lies beyond the two models; between them it is 0 to 1"
+
+
 METHOD = Method(
     merge=slerp,
     params=SlerpParams,
@@ -46,5 +51,6 @@ METHOD = Method(
     differs="the angle is measured in float64 whatever the checkpoints hold; where one of the two tensors is zero the "
     "other is taken by its share of the straight line, in mergekit by sin(t π/2)",
     models=(1, 1),
+    caution=_caution,
     measure=lambda params: measure_sums(frozenset({Need.BASE, Need.MODELS}), Extent.TENSOR, _rows, _coefficients),
 )

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from merge_cli.kernels import divisor_of, weighted_sum
-from merge_cli.methods.contract import Block, Method, Need, Params, Scale, Weights, per_model
+from merge_cli.methods.contract import Block, Method, Need, Params, Scale, Weights, per_model, unusual_task_weights
 
 
 class TaskArithmeticParams(Params):
@@ -32,4 +32,5 @@ METHOD = Method(
     equation="merged = θ₀ + λ Σ wᵢ (θᵢ − θ₀)",
     source="Ilharco et al. 2023, arXiv 2212.04089",
     differs="mergekit computes in dtype, so bfloat16 recipes lose bits there",
+    caution=lambda params: unusual_task_weights(params.weight, scale=params.scale, normalize=params.normalize),
 )

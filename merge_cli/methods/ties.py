@@ -20,6 +20,7 @@ from merge_cli.methods.contract import (
     Weights,
     per_model,
     setting,
+    unusual_task_weights,
 )
 from merge_cli.methods.prepare.keep_largest import measure_thresholds
 
@@ -64,4 +65,5 @@ METHOD = Method(
     "(zero_sum: none); mergekit breaks ties in magnitude by the order of a sort, here every entry at the threshold is "
     "kept; mergekit stops where density keeps no entry of a small tensor, here that task vector is then zero",
     measure=_measure,
+    caution=lambda params: unusual_task_weights(params.weight, scale=params.scale, normalize=params.normalize),
 )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, StoredTensor, lay_out, parse_float_dtype
-from merge_cli.errors import CheckpointError, RecipeError, count_of, listed
+from merge_cli.errors import CheckpointError, RecipeError, count_of
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
-from merge_cli.plan.fishers import check_kinds, posterior_prior, stale_expert_warnings
+from merge_cli.plan.fishers import check_kinds, posterior_prior
 from merge_cli.plan.inputs import Inputs, open_inputs
 from merge_cli.plan.memory import Blocks, choose_blocks
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
@@ -18,6 +17,7 @@ from merge_cli.plan.names import Names, decide_names
 from merge_cli.plan.output import output_config, side_file_donor, side_files
 from merge_cli.plan.parameters import ParameterLookup, check_measure_constants
 from merge_cli.plan.positions import layer_positions
+from merge_cli.plan.warnings import plan_warnings
 from merge_cli.recipe import Recipe, check_recipe
 
 DEFAULT_MEMORY = 512 * 2**20
@@ -85,7 +85,7 @@ def build_plan(
         allow_nonfinite=allow_nonfinite,
         config=output_config(inputs, names, main_dtype(tasks)),
         side_files=side_files(side_file_donor(inputs)),
-        warnings=tuple(_warnings(recipe, inputs, names, merged)),
+        warnings=tuple(plan_warnings(recipe, inputs, names, method, merged)),
     )
 
 
@@ -240,48 +240,3 @@ def _train_examples(recipe: Recipe, fisher: Checkpoint, parameter: str) -> float
             hint=f"give `{parameter}: N`, or count all data sets alike with `curvature: mean`",
         )
     return number
-
-
-def _warnings(recipe: Recipe, inputs: Inputs, names: Names, merged: list[TensorTask]) -> Iterator[str]:
-    yield from recipe.origin.warnings
-    wide = [task.place.name for task in merged if any(model.dtype is DType.F64 for model in task.models)]
-    if wide:
-        yield f"{listed(wide, most=3)}: float64 inputs are merged in float32"
-    narrowed = [
-        task.place.name
-        for task in merged
-        if any(model.dtype.itemsize > task.place.dtype.itemsize for model in task.models)
-    ]
-    if narrowed and not (recipe.dtype or recipe.out_dtype):
-        yield (
-            f"{listed(narrowed, most=3)}: models hold wider numbers than {inputs.reference.label}, whose dtype the "
-            "output has; give dtype to keep them"
-        )
-    if names.dropped:
-        yield f"{count_of(names.dropped, 'tensor')} left out, as the recipe says"
-    yield from _unused(recipe, inputs)
-    yield from stale_expert_warnings(inputs)
-    if not inputs.reference.config:
-        yield f"{inputs.reference.label} has no config.json, so neither has the output; transformers will not load it"
-
-
-def _unused(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
-    """Name the inputs that the recipe gives and the method does not read."""
-    if inputs.base is not None and not inputs.uses_base and inputs.base not in inputs.models:
-        yield (
-            f"{recipe.merge_method} does not use the base's weights; {recipe.base_model} gives configuration and "
-            "tokenizer"
-        )
-    fishers = [entry.model for entry in recipe.models if entry.fisher and not inputs.fishers]
-    if fishers:
-        yield f"the Fishers of {listed(fishers)} are not used by {recipe.merge_method}"
-    gradients = [entry.model for entry in recipe.models if entry.gradient and not inputs.gradients]
-    if gradients:
-        yield f"the gradients of {listed(gradients)} are not used by {recipe.merge_method} with these parameters"
-    if recipe.base_fisher is not None and inputs.base_fisher is None:
-        yield f"base_fisher is not used by {recipe.merge_method} with these parameters"
-
-
-def input_roots(plan: MergePlan) -> tuple[Path, ...]:
-    """Return every folder or file that the plan reads from."""
-    return tuple(dict.fromkeys(each.root for each in plan.inputs))

@@ -7,6 +7,7 @@ from merge_cli.stream.fishers import check_fishers
 from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span, check_same, read_journal
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.result import StreamResult
+from merge_cli.stream.sanity import examine
 from merge_cli.stream.worker import Discard
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "check_fishers",
     "check_same",
     "choose_device",
+    "examine",
     "read_journal",
     "sha256_of_files",
     "stream",

@@ -12,6 +12,7 @@ from merge_cli.demo import DemoReport, run_demo, tiny
 from merge_cli.demo.notes import spearman
 from merge_cli.demo.recipes import ADDITION, REMOVAL
 from merge_cli.errors import RecipeError
+from merge_cli.run import examined
 
 _CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yml"))
 _CHECKPOINTS = ["base", "expert-1", "expert-2", "expert-3", "joint"]
@@ -58,11 +59,13 @@ def test_it_leaves_fishers_with_gradients_of_the_experts(demo: tuple[DemoReport,
 
 
 @pytest.mark.parametrize("config", _CONFIGS, ids=lambda path: path.stem)
-def test_every_example_recipe_can_be_planned_on_what_it_leaves(
+def test_every_example_recipe_can_be_planned_on_what_it_leaves_without_a_warning(
     config: Path, demo: tuple[DemoReport, Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(demo[1])
-    assert build_plan(load_recipe(config)).tasks
+    plan = examined(build_plan(load_recipe(config)))
+    assert plan.tasks
+    assert plan.warnings == ()
 
 
 def test_there_are_example_recipes() -> None:

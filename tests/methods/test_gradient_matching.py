@@ -909,16 +909,3 @@ def test_missing_gradients_warn_where_the_anchor_was_to_be_found() -> None:
     found = diagnosis(whole(**task, gradients=[[-1, -1]], **auto), 1, **auto)
     assert found.warnings == ()
     assert (found.values["gratio"], found.values["anchors"]) == ([1.0], [1.0])
-
-
-def test_many_models_at_full_weight_and_removal_beyond_one_warn() -> None:
-    task = {"base": [0, 0], "models": [[1, 1]] * 4, "curvature": [[9, 9]] * 4, "base_curvature": [0.1, 0.1]}
-    warnings = [
-        diagnosis(whole(**task, weight=weight, **PLAIN), 4, weight=weight, **PLAIN).warnings
-        for weight in ((1, 1, 1, 1), (0.25, 0.25, 0.25, 0.25))
-    ]
-    assert "1/4 each is the safer start" in " ".join(warnings[0])
-    assert warnings[1] == ()
-    task = {"base": [0, 0], "models": [[1, 1]], "curvature": [[0.1, 0.1]], "base_curvature": [9, 9]}
-    warnings = diagnosis(whole(**task, weight=(-1.5,), **PLAIN), 1, weight=(-1.5,), **PLAIN).warnings
-    assert "removal with a weight beyond -1" in warnings[-1]

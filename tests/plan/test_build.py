@@ -23,7 +23,7 @@ def family(folder: Path, **dtypes: torch.dtype) -> None:
 
 
 def content(**recipe: Any) -> dict[str, Any]:
-    models = [{"model": "one", "parameters": {"weight": 1}}, {"model": "two", "parameters": {"weight": 1}}]
+    models = [{"model": "one", "parameters": {"weight": 0.5}}, {"model": "two", "parameters": {"weight": 0.5}}]
     return {"merge_method": "task_arithmetic", "base_model": "base", "models": models, **recipe}
 
 

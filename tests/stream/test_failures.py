@@ -14,7 +14,7 @@ import torch
 from merge_cli.checkpoint import Files
 from merge_cli.errors import CheckpointError, MergeError, RecipeError, ResourceError, VerificationError
 from merge_cli.plan import MergePlan, build_plan
-from merge_cli.run import merge
+from merge_cli.run import examined, merge
 from tests.checkpoints import read_checkpoint, recipe_over, write_checkpoint
 
 
@@ -194,7 +194,7 @@ def test_a_system_that_fails_leaves_nothing_behind(
 def test_a_bug_in_a_method_keeps_its_kind_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]
 ) -> None:
-    plan = planned(tmp_path, [1.0, 2.0], options={"threads": 3})
+    plan = examined(planned(tmp_path, [1.0, 2.0], options={"threads": 3}))
 
     def failing(block: Any, params: Any) -> Any:
         raise raised("in the method")

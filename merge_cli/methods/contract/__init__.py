@@ -1,6 +1,7 @@
 """What a method is: a pure function from a block to a tensor, plus what it needs to know beforehand."""
 
 from merge_cli.methods.contract.block import Block, Masks, Need
+from merge_cli.methods.contract.cautions import unusual_average, unusual_task_weights
 from merge_cli.methods.contract.measure import Extent, Measure, Measured, Totals
 from merge_cli.methods.contract.method import Diagnosis, Method, Scope, Step
 from merge_cli.methods.contract.params import (
@@ -38,4 +39,6 @@ __all__ = [
     "measure_sums",
     "per_model",
     "setting",
+    "unusual_average",
+    "unusual_task_weights",
 ]

@@ -38,6 +38,10 @@ def _never(_: Any) -> bool:
     return False
 
 
+def _usual(_: Any) -> str:
+    return ""
+
+
 def _nothing(sums: Mapping[str, float], measured: Any, params: Any) -> Diagnosis:
     return Diagnosis({})
 
@@ -58,6 +62,8 @@ class Method:
         scope: What a block must hold at least.
         measure: ``params -> Measure``, None where the parameters given need none.
         copies: ``params -> bool``: whether the result is the only model itself, so that its bytes can be copied.
+        caution: ``params -> str``: what is unusual about the parameters, such as the total weight; empty where nothing
+            is. Asked while planning.
         diagnose: ``(sums, measured, params) -> Diagnosis``: reads what :meth:`Block.add` summed, what the method's
             measure over the model found, and the parameters of one tensor.
         gives_precision: Whether it emits the merged model's posterior precision under ``precision``.
@@ -75,6 +81,7 @@ class Method:
     scope: Scope = Scope.ELEMENT
     measure: Callable[[Any], Measure | None] = _no_measure
     copies: Callable[[Any], bool] = _never
+    caution: Callable[[Any], str] = _usual
     diagnose: Callable[[Mapping[str, float], Any, Any], Diagnosis] = _nothing
     gives_precision: bool = False
     version: int = 1

@@ -1,0 +1,87 @@
+"""What a user should know before a merge, as far as recipe, headers and files beside the weights tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from merge_cli.checkpoint import DType
+from merge_cli.errors import count_of, listed
+from merge_cli.methods.contract import Method
+from merge_cli.plan.fishers import stale_expert_warnings
+from merge_cli.plan.inputs import Inputs
+from merge_cli.plan.model import TensorTask
+from merge_cli.plan.names import Names
+from merge_cli.plan.vocabularies import vocabulary_warnings
+from merge_cli.recipe import Recipe
+
+
+def plan_warnings(
+    recipe: Recipe, inputs: Inputs, names: Names, method: Method, merged: Sequence[TensorTask]
+) -> Iterator[str]:
+    """Yield warnings in plain words; what only the tensors' numbers tell is not among them."""
+    yield from recipe.origin.warnings
+    wide = [task.place.name for task in merged if any(model.dtype is DType.F64 for model in task.models)]
+    if wide:
+        yield f"{listed(wide, most=3)}: float64 inputs are merged in float32"
+    narrowed = [
+        task.place.name
+        for task in merged
+        if any(model.dtype.itemsize > task.place.dtype.itemsize for model in task.models)
+    ]
+    if narrowed and not (recipe.dtype or recipe.out_dtype):
+        yield (
+            f"{listed(narrowed, most=3)}: models hold wider numbers than {inputs.reference.label}, whose dtype the "
+            "output has; give dtype to keep them"
+        )
+    if names.dropped:
+        yield f"{count_of(names.dropped, 'tensor')} left out, as the recipe says"
+    yield from _unused(recipe, inputs)
+    yield from _listed_twice(inputs)
+    yield from _cautions(recipe, method, merged)
+    yield from vocabulary_warnings(inputs)
+    yield from stale_expert_warnings(inputs)
+    if not inputs.reference.config:
+        yield f"{inputs.reference.label} has no config.json, so neither has the output; transformers will not load it"
+
+
+def _unused(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
+    """Name the inputs that the recipe gives and the method does not read."""
+    if inputs.base is not None and not inputs.uses_base and inputs.base not in inputs.models:
+        yield (
+            f"{recipe.merge_method} does not use the base's weights; {recipe.base_model} gives configuration and "
+            "tokenizer"
+        )
+    fishers = [entry.model for entry in recipe.models if entry.fisher and not inputs.fishers]
+    if fishers:
+        yield f"the Fishers of {listed(fishers)} are not used by {recipe.merge_method}"
+    gradients = [entry.model for entry in recipe.models if entry.gradient and not inputs.gradients]
+    if gradients:
+        yield f"the gradients of {listed(gradients)} are not used by {recipe.merge_method} with these parameters"
+    if recipe.base_fisher is not None and inputs.base_fisher is None:
+        yield f"base_fisher is not used by {recipe.merge_method} with these parameters"
+
+
+def _listed_twice(inputs: Inputs) -> Iterator[str]:
+    """Name models that stand in the recipe more than once, under one path or under several."""
+    places: dict[Path, list[int]] = {}
+    for i, model in enumerate(inputs.models):
+        places.setdefault(model.root.resolve(), []).append(i)
+    for same in places.values():
+        if len(same) > 1:
+            labels = listed(dict.fromkeys(inputs.models[i].label for i in same), most=3)
+            yield f"{labels} is merged {len(same)} times; name it once, with the weights added up"
+
+
+def _cautions(recipe: Recipe, method: Method, merged: Sequence[TensorTask]) -> Iterator[str]:
+    """Say what is unusual about the parameters: once, though every layer may have parameters of its own."""
+    said: dict[int, str] = {}
+    for task in merged:
+        if id(task.params) not in said:
+            said[id(task.params)] = method.caution(task.params)
+    unusual = [(task.place.name, said[id(task.params)]) for task in merged if said[id(task.params)]]
+    if unusual:
+        name, text = unusual[0]
+        everywhere = len(unusual) == len(merged) and len({each for _, each in unusual}) == 1
+        where = "" if everywhere else f" (so for {name}; unusual for {len(unusual)} of {len(merged)} tensors)"
+        yield f"{recipe.merge_method}: {text}{where}"
