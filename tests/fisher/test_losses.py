@@ -1,4 +1,6 @@
+import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +86,34 @@ def test_doubling_the_data_set_leaves_the_mean_and_doubles_the_sum() -> None:
     once, again = fisher(model, batch, objective), fisher(model, twice, objective)
     torch.testing.assert_close(again, once)
     torch.testing.assert_close(20 * again, 2 * 10 * once)
+
+
+def expected_optimizer_square(model: Softmax, x: Tensor, chances: Tensor) -> Tensor:
+    """B times the squared mean gradient of a batch, on average over all its labels, drawn with these chances."""
+    classes, total = chances.shape[1], torch.zeros_like(model.layer.weight)
+    for labels in itertools.product(range(classes), repeat=len(x)):
+        loss = nn.functional.cross_entropy(model.layer(x), torch.tensor(labels))
+        [gradient] = torch.autograd.grad(loss, [model.layer.weight])
+        chance = math.prod(float(row[label]) for row, label in zip(chances, labels, strict=True))
+        total += chance * len(x) * gradient.square()
+    return total
+
+
+def test_the_square_of_a_mean_gradient_times_the_batch_is_unbiased_for_drawn_labels_alone() -> None:
+    """What an import from an optimizer's second moments rests on, and where it goes wrong."""
+    model, batch = softmax_regression(examples=3, classes=3)
+    x = batch.inputs["x"]
+    exact = fisher(model, batch, Likelihood(Task.SEQUENCE_CLASSIFICATION, Estimator.EXACT))
+    drawn = expected_optimizer_square(model, x, torch.softmax(model.layer(x), dim=-1).detach())
+    torch.testing.assert_close(drawn, exact)
+    # True labels are no draws from the model: the gradients of a batch pull together.
+    true = expected_optimizer_square(model, x, nn.functional.one_hot(torch.tensor([0, 0, 0]), 3).float())
+    empirical = fisher(
+        model,
+        replace(batch, labels=torch.tensor([0, 0, 0])),
+        Likelihood(Task.SEQUENCE_CLASSIFICATION, Estimator.EMPIRICAL),
+    )
+    assert float((true - empirical).abs().max()) > 0.1 * float(exact.max())
 
 
 class Unigram(nn.Module):
