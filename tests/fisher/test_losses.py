@@ -91,6 +91,8 @@ def test_doubling_the_data_set_leaves_the_mean_and_doubles_the_sum() -> None:
 def expected_optimizer_square(model: Softmax, x: Tensor, chances: Tensor) -> Tensor:
     """B times the squared mean gradient of a batch, on average over all its labels, drawn with these chances."""
     classes, total = chances.shape[1], torch.zeros_like(model.layer.weight)
+    # Measuring needs no gradients of weights, and has switched them off.
+    model.requires_grad_(True)
     for labels in itertools.product(range(classes), repeat=len(x)):
         loss = nn.functional.cross_entropy(model.layer(x), torch.tensor(labels))
         [gradient] = torch.autograd.grad(loss, [model.layer.weight])
@@ -108,11 +110,8 @@ def test_the_square_of_a_mean_gradient_times_the_batch_is_unbiased_for_drawn_lab
     torch.testing.assert_close(drawn, exact)
     # True labels are no draws from the model: the gradients of a batch pull together.
     true = expected_optimizer_square(model, x, nn.functional.one_hot(torch.tensor([0, 0, 0]), 3).float())
-    empirical = fisher(
-        model,
-        replace(batch, labels=torch.tensor([0, 0, 0])),
-        Likelihood(Task.SEQUENCE_CLASSIFICATION, Estimator.EMPIRICAL),
-    )
+    labelled = replace(batch, labels=torch.tensor([0, 0, 0]))
+    empirical = fisher(model, labelled, Likelihood(Task.SEQUENCE_CLASSIFICATION, Estimator.EMPIRICAL))
     assert float((true - empirical).abs().max()) > 0.1 * float(exact.max())
 
 
