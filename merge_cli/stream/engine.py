@@ -28,7 +28,7 @@ from merge_cli.stream.stages import Chain
 from merge_cli.stream.worker import Sink, Worker
 
 _BLOCKS_PER_RANGE = 16
-_SAMPLE_RUN = 1024
+_SAMPLE_RUN = 4096
 
 _Jobs = Iterable[Job[Worker]]
 
