@@ -10,7 +10,7 @@ from pathlib import Path
 
 from merge_cli import __version__
 from merge_cli.checkpoint import FileIdentity, Files, Reader, ShardWriter, Staging, check_replaceable
-from merge_cli.checkpoint.files import reading, writing
+from merge_cli.checkpoint.files import make_folder, writing
 from merge_cli.errors import RecipeError
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, manifest, model_card, sha256_lines
@@ -105,9 +105,7 @@ def _write(
     """Write everything into the staging folder; return what happened and the weight files' digests."""
     result, weights = _write_weights(plan, folder, sync=sync, listener=listener, files=files)
     for source in plan.side_files:
-        with reading(source):
-            content = source.read_bytes()
-        files.write_new(folder / source.name, content, sync=sync)
+        files.copy(source, folder / source.name, sync=sync)
     for file, text in _texts(plan, name, result, weights).items():
         files.write_new(folder / file, text.encode("utf-8"), sync=sync)
     paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
@@ -128,7 +126,7 @@ def _write_weights(
         precision_writer = None
         if plan.precision is not None:
             with writing(folder / PRECISION_FOLDER):
-                (folder / PRECISION_FOLDER).mkdir()
+                make_folder(folder / PRECISION_FOLDER)
             precision_writer = stack.enter_context(ShardWriter(folder / PRECISION_FOLDER, plan.precision, files))
         digests = RunningDigests(plan.layout, writer)
         result = stream(plan, writer, reader, listener, precision_writer=precision_writer, digests=digests)

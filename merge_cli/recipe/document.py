@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from merge_cli.checkpoint.header import is_text
+from merge_cli.checkpoint.json_text import is_text
 from merge_cli.errors import RecipeError
 
 _MOST_NODES = 100_000

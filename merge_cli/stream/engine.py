@@ -53,7 +53,7 @@ def stream(
         digests: Hashes the output on the way.
 
     Raises:
-        CheckpointError: If an input cannot be read or is not finite.
+        CheckpointError: If an input cannot be read, is not finite, or was changed meanwhile.
         ResourceError: If the output cannot be written.
         VerificationError: If a result is not finite.
     """
@@ -62,6 +62,7 @@ def stream(
     workers = [Worker(plan, reader, writer, device, precision_writer) for _ in range(plan.threads)]
     chain = Chain(plan, {}, {})
     _Engine(plan, Pool(workers), listener or Quiet(), chain, digests).run()
+    reader.check_unchanged()
     counts: Counter[str] = sum((worker.counts for worker in workers), Counter())
     sums = added_up(workers)
     return StreamResult(dict(sorted(counts.items())), str(device), sums, diagnosis(chain, sums))
