@@ -147,7 +147,8 @@ def _weight_map(index: Path, files: Files) -> dict[str, str]:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     for name, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file or file in {"", ".."} or not file.isprintable():
-            raise CheckpointError(f"{index}: {name[:100]} is said to be in {repr(file)[:300]}, which is not a file of the folder")
+            said = f"{name[:100]} is said to be in {repr(file)[:300]}"
+            raise CheckpointError(f"{index}: {said}, which is not a file of the folder")
     return weight_map
 
 

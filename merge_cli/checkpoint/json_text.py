@@ -81,7 +81,8 @@ def _check_values(content: Any) -> None:
         wrong = next((text for text in texts if not is_text(text)), None)
         if wrong is not None:
             raise ValueError(f"{wrong[:100]!r} has half of a surrogate pair, which is no text")
-        inside = [value.values() if isinstance(value, dict) else value for value in level if isinstance(value, (dict, list))]
+        holders = [value for value in level if isinstance(value, (dict, list))]
+        inside = [value.values() if isinstance(value, dict) else value for value in holders]
         level = [value for values in inside for value in values]
         if not level:
             return

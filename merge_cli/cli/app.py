@@ -16,7 +16,7 @@ from merge_cli.cli.looking import inspect, methods, schema
 from merge_cli.cli.measuring import fisher, mismatch
 from merge_cli.cli.merging import merge, plan
 from merge_cli.cli.trying import demo
-from merge_cli.errors import Interrupted, MergeError, ResourceError
+from merge_cli.errors import Interrupted, MergeError, ResourceError, printable
 
 app = typer.Typer(
     name="merge-cli",
@@ -85,5 +85,5 @@ def main() -> None:
 def _fail(error: MergeError, code: int) -> NoReturn:
     if "--json" in sys.argv:
         typer.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": code}))
-    typer.echo(f"error: {error}", err=True)
+    typer.echo(f"error: {printable(str(error))}", err=True)
     raise SystemExit(code)

@@ -114,7 +114,20 @@ def test_a_weight_file_can_be_named_itself(sharded: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["../secret.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ".", "", "x\0y", "x\ny", "\x1b[2J", "\u202e", "./x", "x/"],
+    [
+        "../secret.safetensors",
+        "/etc/passwd",
+        "sub/x.safetensors",
+        "..",
+        ".",
+        "",
+        "x\0y",
+        "x\ny",
+        "\x1b[2J",
+        "\u202e",
+        "./x",
+        "x/",
+    ],
 )
 def test_an_index_that_points_out_of_its_folder_is_refused_and_nothing_is_opened(file: str, sharded: Path) -> None:
     save(sharded.parent, "secret.safetensors", {"model.a": STATE["model.a"]})
