@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge_cli.checkpoint.collecting import without_collecting
 from merge_cli.checkpoint.files import Files, reading
 from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor, read_header
 from merge_cli.checkpoint.json_text import read_json
@@ -54,6 +55,7 @@ class Checkpoint:
         return self.tensors.get(self.tied.get(name, name))
 
 
+@without_collecting()
 def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None = None) -> Checkpoint:
     """Read the headers of the checkpoint at ``root``, a folder or one weight file.
 
