@@ -46,6 +46,7 @@ def _root(
     """Merge fine-tuned neural networks in parameter space."""
 
 
+_MOST_LINE = 2000
 _STOPPING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -85,5 +86,7 @@ def main() -> None:
 def _fail(error: MergeError, code: int) -> NoReturn:
     if "--json" in sys.argv:
         typer.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": code}))
-    typer.echo(f"error: {printable(str(error))}", err=True)
+    for line in printable(f"error: {error}").splitlines():
+        # What a hostile file calls itself may be longer than all that is said of it.
+        typer.echo(line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]}...", err=True)
     raise SystemExit(code)
