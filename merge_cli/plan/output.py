@@ -22,6 +22,7 @@ _NOT_COPIED = (
 )  # fmt: skip
 # Tokenizers have a tenth of it.
 _MOST_SIDE_BYTES = 500_000_000
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def side_file_donor(inputs: Inputs) -> Checkpoint:
@@ -79,7 +80,7 @@ def output_config(inputs: Inputs, names: Names, dtype: DType | None) -> Mapping[
 
 def _tells_where(key: str, value: Any) -> bool:
     """Whether it is the place on its author's machine from which a model was loaded, which transformers writes down."""
-    return key == "_name_or_path" and not (isinstance(value, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value))
+    return key == "_name_or_path" and not (isinstance(value, str) and _MODEL_NAME.fullmatch(value))
 
 
 def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:

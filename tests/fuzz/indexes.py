@@ -1,4 +1,4 @@
-"""Fuzzes indices, configurations, manifests and the files beside them: ``python -m tests.fuzz.indexes --inputs 5000``."""
+"""Fuzzes indices, configurations, manifests and what lies beside: ``python -m tests.fuzz.indexes --inputs 5000``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from tests.fuzz.trying import listing, main
 _SHARDS = [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
 _CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2, "torch_dtype": "float32",
-    "text_config": {"num_hidden_layers": 2, "dtype": "float32"}, "_name_or_path": "org/name", "quantization_config": None,
+    "text_config": {"num_hidden_layers": 2, "dtype": "float32"},
+    "_name_or_path": "org/name", "quantization_config": None,
 }  # fmt: skip
+_FILE_NAMES = [
+    each for each in EXTREMES if isinstance(each, str) and 0 < len(each) < 99 and not {"/", "\0", "\ud800"} & set(each)
+]
 _MANIFEST = {"inputs": [{"role": "base", "reference": "origin"}], "method": {"name": "ties"}, "format": 1}
 
 
@@ -88,8 +92,7 @@ def _replace(path: Path, folder: Path, chance: Random) -> None:
         with path.open("wb") as file:
             file.truncate(2**34)
     else:
-        path.with_name(chance.choice([each for each in EXTREMES if isinstance(each, str) and 0 < len(each) < 99 and
-                                      not {"/", "\0", "\ud800"} & set(each) and each != ".."]) + path.suffix).touch()  # fmt: skip
+        path.with_name(chance.choice(_FILE_NAMES) + path.suffix).touch()
 
 
 if __name__ == "__main__":

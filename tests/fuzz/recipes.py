@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,6 +30,10 @@ _MERGING = "a: &a {x: 1}\n" + "".join(
     f"{name}: &{name}\n  <<: [{', '.join([f'*{before}'] * 9)}]\n"
     for before, name in zip("abcdefg", "bcdefgh", strict=True)
 )
+_PLACES = (
+    "models.0.model", "models.0.parameters.weight", "models.9.x", "parameters.lambda", "seed", "a.b.c", "models.-1",
+    "models.", "dtype", "exclude", "prepare.dare.drop_rate", "models",
+)  # fmt: skip
 
 
 @functools.cache
@@ -83,7 +88,7 @@ def attempt(chance: Random, folder: Path) -> bool:
     overrides = [_override(chance)] if chance.random() < 0.2 else []
     try:
         recipe = load_recipe(path, overrides=overrides)
-        plan = build_plan(recipe.with_origin(_at(recipe.origin, place)), threads=2)
+        plan = build_plan(recipe.with_origin(replace(recipe.origin, folder=place)), threads=2)
         assert plan.digest
         assert sum(shard.size for shard in plan.layout.shards) == plan.written_bytes
         assert len(model_card(plan, "out", tool="tool").encode("utf-8")) < 1_000_000
@@ -96,22 +101,13 @@ def attempt(chance: Random, folder: Path) -> bool:
 
 
 def _override(chance: Random) -> str:
-    value = chance.choice([each for each in EXTREMES if not isinstance(each, list)])
-    key = chance.choice(("models.0.model", "models.0.parameters.weight", "models.9.x", "parameters.lambda", "seed", "a.b.c",
-                         "models.-1", "models.", "dtype", "exclude", "prepare.dare.drop_rate", "models"))  # fmt: skip
-    return (
-        f"{key}={value if isinstance(value, str) or (chance.random() < 0.5 and not _huge(value)) else json.dumps(None)}"
-    )
+    value = chance.choice(EXTREMES)
+    text = value if isinstance(value, str) else json.dumps(value) if not _is_long(value) else "null"
+    return f"{chance.choice(_PLACES)}={text}"
 
 
-def _huge(value: Any) -> bool:
+def _is_long(value: Any) -> bool:
     return isinstance(value, int) and abs(value) > 10**40
-
-
-def _at(origin: Any, folder: Path) -> Any:
-    from dataclasses import replace
-
-    return replace(origin, folder=folder)
 
 
 if __name__ == "__main__":

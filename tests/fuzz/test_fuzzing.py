@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from merge_cli.checkpoint import open_checkpoint
 from merge_cli.errors import CheckpointError, VerificationError
 from tests.fuzz import headers, indexes, recipes
 from tests.fuzz.trying import Attempt, try_all
@@ -50,8 +51,10 @@ def test_a_message_that_fills_screens_is_a_finding(tmp_path: Path) -> None:
 
 
 def test_a_file_that_says_it_holds_what_it_does_not_is_noticed(tmp_path: Path) -> None:
-    content = (
-        (66).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(66) + bytes(5)
-    )
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    content = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "x.safetensors").write_bytes(content)
+    tensors = open_checkpoint(tmp_path / "x.safetensors").tensors
+    headers.check(content, tensors)
     with pytest.raises(AssertionError):
-        headers.check(content, {})
+        headers.check(content + b"x", tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -48,7 +49,7 @@ def try_all(attempt: Attempt, folder: Path, *, inputs: int, seed: int) -> Tally:
         except BaseException as error:
             error.add_note(f"input {number} of seed {seed}, in {here}")
             raise
-        _remove(here)
+        shutil.rmtree(here)
     return tally
 
 
@@ -60,25 +61,19 @@ def _try_one(attempt: Attempt, chance: Random, here: Path, tally: Tally) -> None
         else:
             tally.refused += 1
     except MergeError as error:
+        _check(error)
         tally.refused += 1
-        assert error.exit_code in (2, 3, 4), error
-        assert len(str(error)) < _MOST_MESSAGE, f"a message of {len(str(error))} characters"
     tally.slowest_seconds = max(tally.slowest_seconds, time.perf_counter() - began)
+
+
+def _check(error: MergeError) -> None:
+    assert error.exit_code in (2, 3, 4), error
+    assert len(str(error)) < _MOST_MESSAGE, f"a message of {len(str(error))} characters"
 
 
 def listing(folder: Path) -> list[str]:
     """Return every path below a folder; what an attempt calls before and after, to see that nothing was made."""
-    return sorted(os.path.join(top, name) for top, folders, names in os.walk(folder) for name in (*folders, *names))
-
-
-def _remove(folder: Path) -> None:
-    for top, folders, names in os.walk(folder, topdown=False):
-        for name in names:
-            os.unlink(os.path.join(top, name))  # noqa: PTH108
-        for name in folders:
-            path = os.path.join(top, name)
-            (os.unlink if os.path.islink(path) else os.rmdir)(path)  # noqa: PTH114
-    folder.rmdir()
+    return sorted(map(str, folder.rglob("*")))
 
 
 def main(attempt: Attempt, what: str) -> None:
