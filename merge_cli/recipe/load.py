@@ -9,20 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from merge_cli.checkpoint import Files, parse_float_dtype
-from merge_cli.checkpoint.files import reading
-from merge_cli.errors import CheckpointError, RecipeError, count_of, did_you_mean, printable
+from merge_cli.checkpoint import parse_float_dtype
+from merge_cli.errors import RecipeError, count_of, did_you_mean, printable
 from merge_cli.methods import find_method, find_step, method_names, step_names
 from merge_cli.methods.contract import Method, is_per_model
 from merge_cli.recipe.document import Document, Place, parse_yaml
 from merge_cli.recipe.schema import Exclusion, ModelEntry, Origin, Recipe
+from merge_cli.recipe.source import read_text
 
-_MOST_BYTES = 1_000_000
 _MOST_KEYS = 1_000
 # What is wrong beyond these is counted.
 _MOST_FINDINGS = 20
-# Where a shell puts what comes through a pipe; it is there to be read, and may be waited for.
-_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 # What mergekit's recipes may hold and this version does not read yet: refused by name, never ignored.
 _NOT_YET = {
@@ -71,25 +68,7 @@ def load_recipe(source: Path | str, *, overrides: Sequence[str] = ()) -> Recipe:
     if isinstance(source, str) and "\n" in source:
         return parse_recipe(source, overrides=overrides)
     path = Path(source)
-    try:
-        text = _read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8 text", hint="is it the right file?") from error
-    return parse_recipe(text, name=printable(path.name), folder=path.resolve().parent, overrides=overrides)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not str(path).startswith(_STREAMS):
-            return Files().read_whole(path, most=_MOST_BYTES)
-        with reading(path), path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-    except CheckpointError as error:
-        what = error.message.replace("cannot read", "cannot read the recipe", 1)
-        raise RecipeError(what, hint=error.hint) from error
-    if len(raw) > _MOST_BYTES:
-        raise RecipeError(f"{path} has more than {_MOST_BYTES} bytes", hint="is it the right file?")
-    return raw
+    return parse_recipe(read_text(path), name=printable(path.name), folder=path.resolve().parent, overrides=overrides)
 
 
 def parse_recipe(

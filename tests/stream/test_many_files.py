@@ -1,6 +1,5 @@
 """A merge of more files than a process may have open."""
 
-import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ class Watching(Files):
     most = 0
 
     def pread(self, fd: int, view: memoryview, offset: int) -> int:
-        self.most = max(self.most, len(os.listdir("/proc/self/fd")))
+        self.most = max(self.most, len(list(Path("/proc/self/fd").iterdir())))
         return super().pread(fd, view, offset)
 
 
