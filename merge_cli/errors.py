@@ -67,6 +67,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     return f"did you mean '{close[0]}'?" if close else None
 
 
+def printable(text: str) -> str:
+    """Write what a terminal would obey instead of showing it, and what no encoding can hold, as escapes.
+
+    Names and paths come from whoever made a file; an escape sequence in one could rewrite what a user reads.
+    """
+    return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
+
+
 def listed(names: Iterable[str], *, most: int = 8) -> str:
     """Join names for a message: all of them up to ``most``, then how many more there are."""
     everything = list(names)

@@ -224,15 +224,17 @@ def _write(output: _Output, name: str, past: Past | None) -> tuple[StreamResult,
     """Write everything into the staging folder; return what happened and the weight files' digests."""
     plan, folder, files, sync = output.plan, output.folder, output.files, output.sync
     result, weights = _write_weights(output, past)
-    texts = {source.name: files.read_whole(source) for source in plan.side_files}
-    texts |= {file: text.encode("utf-8") for file, text in _texts(plan, name, result, weights).items()}
-    for file, content in texts.items():
-        files.write_new(folder / file, content, sync=sync)
+    for source in plan.side_files:
+        files.copy(source, folder / source.name, sync=sync)
+    texts = _texts(plan, name, result, weights)
+    for file, text in texts.items():
+        files.write_new(folder / file, text.encode("utf-8"), sync=sync)
+    small = dict.fromkeys((*(source.name for source in plan.side_files), *texts))
     precision = [f"{PRECISION_FOLDER}/{shard.file}" for shard in plan.precision.shards] if plan.precision else []
-    others = sha256_of_files(folder, sorted([*texts, *precision]), threads=plan.threads, files=files)
+    others = sha256_of_files(folder, sorted([*small, *precision]), threads=plan.threads, files=files)
     files.write_new(folder / DIGEST_FILE, sha256_lines(weights | others).encode("utf-8"), sync=sync)
     # What stands there by another name was written by a run that found other side files.
-    wanted = {DIGEST_FILE, PRECISION_FOLDER, *weights, *texts}
+    wanted = {DIGEST_FILE, PRECISION_FOLDER, *weights, *small}
     with writing(folder):
         for each in files.names(folder):
             if each not in wanted and not each.startswith("."):

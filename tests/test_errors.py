@@ -10,6 +10,7 @@ from merge_cli.errors import (
     VerificationError,
     did_you_mean,
     listed,
+    printable,
 )
 
 
@@ -67,3 +68,17 @@ def test_a_long_list_is_cut_and_counted() -> None:
     assert listed("abcdefgh") == "a, b, c, d, e, f, g, h"
     assert listed("abcdefghi") == "a, b, c, d, e, f, g, h and 1 more"
     assert listed((str(number) for number in range(100)), most=2) == "0, 1 and 98 more"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("größe 層 [red]'x'\\ \n y", "größe 層 [red]'x'\\ \n y"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("a\rb\x00\x7f\x9b", "a\\rb\\x00\\x7f\\x9b"),
+        ("\u202eabc\u200b", "\\u202eabc\\u200b"),
+        ("\udcff", "\\udcff"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown_as_an_escape(text: str, shown: str) -> None:
+    assert printable(text) == shown

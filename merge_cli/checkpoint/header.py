@@ -15,12 +15,14 @@ from typing import Any
 
 from merge_cli.checkpoint.dtypes import DType
 from merge_cli.checkpoint.files import Files, reading
+from merge_cli.checkpoint.json_text import is_text, parse_json
 from merge_cli.errors import CheckpointError
 
 # The limit that the format's own library sets.
 _MOST_HEADER_BYTES = 100_000_000
 # How the file begins that a clone without git-lfs has in place of the weights; no header is that long.
 _LFS_POINTER = b"version "
+_MOST_NAME_LENGTH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +103,8 @@ def _damaged(path: Path, why: str) -> CheckpointError:
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise ValueError(f"'{name[:100]}' stands twice")
-            if not is_text(name) or (isinstance(value, str) and not is_text(value)):
-                raise ValueError(f"{name[:100]!r} or its value has half of a surrogate pair, which is no text")
-            found[name] = value
-        return found
-
     try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except RecursionError as error:
-        raise _damaged(path, "its header is nested too deeply") from error
+        entries = parse_json(raw)
     except ValueError as error:
         raise _damaged(path, f"its header is not valid JSON: {str(error)[:200]}") from error
     if not isinstance(entries, dict):
@@ -125,19 +115,20 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
 def _metadata(found: Any, path: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise _damaged(path, "its __metadata__ is not a mapping of texts to texts")
+    wrong = next((text for pair in found.items() for text in pair if not is_text(text)), None)
+    if wrong is not None:
+        raise _damaged(path, f"{wrong[:100]!r} in its __metadata__ has half of a surrogate pair, which is no text")
     return found
 
 
-def is_text(name: str) -> bool:
-    """Whether UTF-8 can hold it; JSON and pickles can smuggle in halves of surrogate pairs, which nothing can write."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def is_tensor_name(name: str) -> bool:
+    """Whether a tensor may be called so: in tables, errors and indices a name must be one short piece of text."""
+    return name.isprintable() and len(name) <= _MOST_NAME_LENGTH
 
 
 def _tensor(name: str, entry: Any, path: Path, data_start: int) -> StoredTensor:
+    if not is_tensor_name(name):
+        raise _damaged(path, f"{name[:100]!r} of {len(name)} characters cannot be the name of a tensor")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(path, f"tensor '{name[:100]}' must have exactly dtype, shape and data_offsets")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DType.__members__:

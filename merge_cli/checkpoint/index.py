@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge_cli.checkpoint.collecting import without_collecting
 from merge_cli.checkpoint.files import Files, reading
 from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor, read_header
+from merge_cli.checkpoint.json_text import read_json
+from merge_cli.checkpoint.locate import refuse_link_out
 from merge_cli.checkpoint.pickled import read_pickled_header
 from merge_cli.errors import CheckpointError, listed
 
@@ -53,6 +55,7 @@ class Checkpoint:
         return self.tensors.get(self.tied.get(name, name))
 
 
+@without_collecting()
 def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None = None) -> Checkpoint:
     """Read the headers of the checkpoint at ``root``, a folder or one weight file.
 
@@ -62,8 +65,8 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
     files = files or Files()
     with reading(root):
         folder = root.is_dir()
-        config = _read_json(root / "config.json") if folder and (root / "config.json").is_file() else {}
-        paths, weight_map = _weight_files(root) if folder else ([root], None)
+        config = _config(root, files) if folder else {}
+        paths, weight_map = _weight_files(root, files) if folder else ([root], None)
     headers: list[Header] = []
     tied: dict[str, str] = {}
     for path in paths:
@@ -89,12 +92,28 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
     return Checkpoint(label or str(root), root, tensors, tied, identities, headers[0].metadata, config)
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+def _config(folder: Path, files: Files) -> dict[str, Any]:
+    path = folder / "config.json"
+    refuse_link_out(path, folder)
+    return read_json(path, files) if path.is_file() else {}
+
+
+def _weight_files(folder: Path, files: Files) -> tuple[list[Path], dict[str, str] | None]:
     """Return the weight files of a folder in order, and the index where there is one."""
+    paths, weight_map = _named_files(folder, files)
+    for path in paths:
+        if not path.name.isprintable():
+            raise CheckpointError(f"{folder} holds {path.name!r}, whose name cannot be printed", hint="rename it")
+        refuse_link_out(path, folder)
+    return paths, weight_map
+
+
+def _named_files(folder: Path, files: Files) -> tuple[list[Path], dict[str, str] | None]:
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            weight_map = _weight_map(index)
+            refuse_link_out(index, folder)
+            weight_map = _weight_map(index, files)
             names = sorted(set(weight_map.values()))
             # transformers would take the single file, mergekit the shards: neither guess is safe.
             if stem not in names and (folder / stem).is_file():
@@ -124,13 +143,14 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index).get("weight_map")
+def _weight_map(index: Path, files: Files) -> dict[str, str]:
+    weight_map = read_json(index, files).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     for name, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file or file in {"", ".."} or not file.isprintable():
-            raise CheckpointError(f"{index}: {name[:100]} is said to be in {file!r}, which is not a file of the folder")
+            said = f"{name[:100]} is said to be in {repr(file)[:300]}"
+            raise CheckpointError(f"{index}: {said}, which is not a file of the folder")
     return weight_map
 
 
@@ -161,15 +181,3 @@ def _refuse_quantised(root: Path, tensors: Mapping[str, StoredTensor], config: M
             f"{root} is quantised: {why}, so its numbers are not the weights",
             hint="merge the original checkpoint in bfloat16, float16 or float32, then quantise the result",
         )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with reading(path):
-        raw = path.read_bytes()
-    try:
-        content = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {str(error)[:200]}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content

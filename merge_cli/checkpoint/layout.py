@@ -57,11 +57,12 @@ def lay_out(
     A larger tensor gets a shard of its own, and the shard that was being filled goes on. Within a shard the tensors of
     wider types come first, so that each starts at a multiple of its item size.
     """
+    nowhere = Path()
     groups: list[list[StoredTensor]] = []
     current: list[StoredTensor] = []
     filled = 0
     for name, dtype, shape in tensors:
-        tensor = StoredTensor(name, dtype, shape, Path(), 0)
+        tensor = StoredTensor(name, dtype, shape, nowhere, 0)
         if tensor.nbytes > shard_bytes:
             groups.append([tensor])
             continue
@@ -77,6 +78,7 @@ def lay_out(
 
 def _shard(tensors: list[StoredTensor], number: int, count: int, metadata: Mapping[str, str]) -> Shard:
     file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+    path = Path(file)
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
@@ -88,7 +90,7 @@ def _shard(tensors: list[StoredTensor], number: int, count: int, metadata: Mappi
         position += tensor.nbytes
     header = encode_header(entries)
     placed = tuple(
-        StoredTensor(tensor.name, tensor.dtype, tensor.shape, Path(file), len(header) + start)
+        StoredTensor(tensor.name, tensor.dtype, tensor.shape, path, len(header) + start)
         for tensor, start in zip(ordered, starts, strict=True)
     )
     return Shard(file, header, len(header) + position, placed)

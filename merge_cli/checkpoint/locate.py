@@ -46,6 +46,30 @@ def locate(reference: str, folders: tuple[Path, ...]) -> Path:
     return _snapshot(repository, revision or None, reference)
 
 
+def refuse_link_out(path: Path, root: Path) -> None:
+    """Refuse a link by which a file of the checkpoint folder ``root`` is one that lies elsewhere.
+
+    Whoever made a folder could otherwise have private files of this machine copied into an output. The links that
+    huggingface_hub makes in its cache, from ``snapshots/REVISION`` into ``blobs`` beside it, are as good as files.
+
+    Raises:
+        CheckpointError: If it is such a link, or one that leads nowhere.
+    """
+    if not path.is_symlink():
+        return
+    try:
+        target, home = path.resolve(strict=True), root.resolve()
+    # Links that lead to themselves are a RuntimeError before Python 3.13.
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is a link that leads nowhere", hint="fetch the file again") from error
+    caches = [each.parent.parent / "blobs" for each in (home, *home.parents) if each.parent.name == "snapshots"]
+    if not any(target.is_relative_to(folder) for folder in (home, *caches)):
+        raise CheckpointError(
+            f"{path} is a link to {target}, outside of the checkpoint",
+            hint="put the file itself there; a link to a whole checkpoint folder is fine",
+        )
+
+
 def _snapshot(repository: str, revision: str | None, reference: str) -> Path:
     """Return the folder of a hub repository's files, fetched where the cache lacks them."""
     from huggingface_hub import snapshot_download

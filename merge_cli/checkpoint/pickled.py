@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from merge_cli.checkpoint.dtypes import DType, from_torch
 from merge_cli.checkpoint.files import Files, reading
-from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor, is_text
+from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor, is_tensor_name
 from merge_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Names and shapes only; the numbers lie outside of it.
+_MOST_PICKLE_BYTES = 100_000_000
 _RESAVE = "load it with transformers and save it again: save_pretrained writes safetensors"
 
 
@@ -36,7 +38,12 @@ def read_pickled_header(path: Path, files: Files) -> tuple[Header, dict[str, str
         CheckpointError: If the file holds anything but tensors, or is not in torch's zip format.
     """
     with reading(path):
-        stat = path.stat()
+        # What is no regular file is refused here, before the libraries below open it by its name.
+        fd = files.open_read(path)
+        try:
+            stat = files.stat(fd)
+        finally:
+            files.close(fd)
     members, digest = _storage_members(path, files)
     state = _load(path)
     dtypes = {name: _plain_dtype(name, tensor, path) for name, tensor in state.items()}
@@ -96,6 +103,8 @@ def _members(archive: zipfile.ZipFile, path: Path, files: Files) -> tuple[dict[i
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED:
                     raise CheckpointError(f"{path}: member {info.filename[:100]!r} is compressed", hint=_RESAVE)
+                if info.filename.endswith(("/data.pkl", "/byteorder")) and info.file_size > _MOST_PICKLE_BYTES:
+                    raise CheckpointError(f"{path}: its pickle has {info.file_size} bytes", hint=_RESAVE)
                 if info.filename.endswith("/data.pkl"):
                     digest.update(archive.read(info))
                 if info.filename.endswith("/byteorder") and archive.read(info) != b"little":
@@ -130,7 +139,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     ):
         raise CheckpointError(f"{path} is not a state dict: expected a mapping of names to tensors", hint=_RESAVE)
     for name in state:
-        if not is_text(name) or name == "__metadata__":
+        if not is_tensor_name(name) or name == "__metadata__":
             raise CheckpointError(f"{path}: {name[:100]!r} cannot be the name of a tensor", hint=_RESAVE)
     return dict(state)
 

@@ -5,34 +5,37 @@ No file is mapped: a mapped file that is truncated meanwhile kills the process, 
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from merge_cli.checkpoint.descriptors import Descriptors
 from merge_cli.checkpoint.files import Files, reading
 from merge_cli.checkpoint.header import FileIdentity, StoredTensor
 from merge_cli.errors import CheckpointError
 
 
 class Reader:
-    """Keeps input files open, at most ``most_open`` of them, and reads ranges of their tensors; safe to share.
+    """Reads ranges of tensors through few descriptors; safe to share.
+
+    A file that has changed since it was planned is refused when it is opened, and by :meth:`check_unchanged` at the end
+    of the work, because what was read before a change does not go with what was read after it.
 
     Args:
-        identities: The files that may be read, as they were when planned; one that has changed since is refused.
+        identities: The files that may be read, as they were when planned.
         files: The system calls to use.
-        most_open: Descriptors held at a time.
+        most_open: Descriptors held at a time; default: by the process's limit.
     """
 
-    def __init__(self, identities: Iterable[FileIdentity], files: Files | None = None, *, most_open: int = 128) -> None:
+    def __init__(
+        self, identities: Iterable[FileIdentity], files: Files | None = None, *, most_open: int | None = None
+    ) -> None:
         self._identities = {identity.path: identity for identity in identities}
         self._files = files or Files()
-        self._most_open = most_open
-        self._lock = threading.Lock()
-        self._open: OrderedDict[Path, int] = OrderedDict()
-        self._users: dict[Path, int] = {}
+        self._open = Descriptors(self._open_checked, lambda path, fd: self._files.close(fd), most_open=most_open)
+        self._seen: dict[Path, tuple[int, int]] = {}
 
     def read_into(self, view: memoryview, tensor: StoredTensor, start: int) -> None:
         """Fill ``view`` with the bytes of a tensor from element ``start``.
@@ -40,49 +43,38 @@ class Reader:
         Raises:
             CheckpointError: If the file has changed since the plan was made, ends early, or cannot be read.
         """
-        fd = self._acquire(tensor.file)
-        try:
+        with self._open.use(tensor.file) as fd:
             self._files.read_exactly(fd, view, tensor.offset + start * tensor.dtype.itemsize, tensor.file)
-        finally:
-            self._release(tensor.file)
 
-    def _acquire(self, path: Path) -> int:
-        with self._lock:
-            if path not in self._open:
-                self._close_idle()
-                self._open[path] = self._open_checked(path)
-            self._open.move_to_end(path)
-            self._users[path] = self._users.get(path, 0) + 1
-            return self._open[path]
+    def check_unchanged(self) -> None:
+        """Refuse files that were replaced or written to since they were planned, of those that were read.
 
-    def _release(self, path: Path) -> None:
-        with self._lock:
-            self._users[path] -= 1
-
-    def _close_idle(self) -> None:
-        idle = [path for path in self._open if not self._users.get(path)]
-        for path in idle[: max(0, len(self._open) - self._most_open + 1)]:
-            self._files.close(self._open.pop(path))
+        Raises:
+            CheckpointError: Naming the file.
+        """
+        for path in self._seen:
+            with reading(path):
+                self._check(path, self._files.status(path))
 
     def _open_checked(self, path: Path) -> int:
-        identity = self._identities[path]
         with reading(path):
             fd = self._files.open_read(path)
             try:
-                stat = self._files.stat(fd)
-                if (stat.st_size, stat.st_mtime_ns) != (identity.size, identity.mtime_ns):
-                    raise CheckpointError(
-                        f"{path} has changed since the merge was planned", hint="start the merge again"
-                    )
+                self._check(path, self._files.stat(fd))
             except BaseException:
                 self._files.close(fd)
                 raise
             return fd
 
+    def _check(self, path: Path, stat: os.stat_result) -> None:
+        identity, place = self._identities[path], (stat.st_dev, stat.st_ino)
+        replaced = self._seen.get(path, place) != place
+        if replaced or (stat.st_size, stat.st_mtime_ns) != (identity.size, identity.mtime_ns):
+            raise CheckpointError(f"{path} has changed since the merge was planned", hint="start the merge again")
+        self._seen[path] = place
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for fd in self._open.values():
-            self._files.close(fd)
-        self._open.clear()
+        self._open.close()

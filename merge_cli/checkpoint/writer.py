@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from merge_cli.checkpoint.descriptors import Descriptors
 from merge_cli.checkpoint.files import Files, writing
 from merge_cli.checkpoint.header import StoredTensor
 from merge_cli.checkpoint.layout import Layout
@@ -30,9 +31,9 @@ class ShardWriter:
 
     def __init__(self, folder: Path, layout: Layout, files: Files | None = None) -> None:
         self._files = files or Files()
-        self._folder = folder
-        self._descriptors: dict[str, int] = {}
         self._paths = {shard.file: folder / shard.file for shard in layout.shards}
+        self._sizes: dict[Path, int] = {}
+        self._open = Descriptors(self._open_shard, self._close_shard)
         with writing(folder):
             free = self._files.free(folder)
             missing = layout.nbytes - _reserved(folder, layout)
@@ -43,11 +44,12 @@ class ShardWriter:
             )
         try:
             for shard in layout.shards:
-                path = folder / shard.file
-                with writing(path):
-                    fd = self._descriptors[shard.file] = self._files.open_write(path)
-                    self._files.reserve(fd, shard.size)
-                self._files.write_all(fd, memoryview(shard.header), 0, path)
+                path = self._paths[shard.file]
+                with self._open.use(path) as fd:
+                    with writing(path):
+                        self._files.reserve(fd, shard.size)
+                    self._files.write_all(fd, memoryview(shard.header), 0, path)
+                self._sizes[path] = shard.size
         except BaseException:
             with contextlib.suppress(ResourceError):
                 self.close()
@@ -55,18 +57,19 @@ class ShardWriter:
 
     def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
         """Write bytes of a tensor from element ``start``."""
-        name = place.file.name
-        offset = place.offset + start * place.dtype.itemsize
-        self._files.write_all(self._descriptors[name], view, offset, self._paths[name])
+        path = self._paths[place.file.name]
+        with self._open.use(path) as fd:
+            self._files.write_all(fd, view, place.offset + start * place.dtype.itemsize, path)
 
     def read_back(self, view: memoryview, name: str, offset: int) -> None:
         """Fill ``view`` with the bytes of a shard from ``offset``, as they were written."""
-        self._files.read_exactly(self._descriptors[name], view, offset, self._folder / name)
+        with self._open.use(self._paths[name]) as fd:
+            self._files.read_exactly(fd, view, offset, self._paths[name])
 
     def sync(self) -> None:
         """Return when all that was written is on the device."""
-        for name, fd in self._descriptors.items():
-            with writing(self._folder / name):
+        for path in self._paths.values():
+            with self._open.use(path) as fd, writing(path):
                 self._files.sync(fd)
 
     def close(self) -> None:
@@ -75,12 +78,19 @@ class ShardWriter:
         Raises:
             ResourceError: If the system reports now that it could not keep what was written; all are closed even so.
         """
-        with contextlib.ExitStack() as stack:
-            while self._descriptors:
-                stack.callback(self._close, *self._descriptors.popitem())
+        self._open.close()
 
-    def _close(self, name: str, fd: int) -> None:
-        with writing(self._folder / name):
+    def _open_shard(self, path: Path) -> int:
+        with writing(path):
+            fd = self._files.open_write(path)
+            # Opening makes a file that is gone, and what was written to it before would be lost without a word.
+            if self._files.stat(fd).st_size == self._sizes.get(path, self._files.stat(fd).st_size):
+                return fd
+            self._files.close(fd)
+        raise ResourceError(f"{path} was changed or removed while it was written")
+
+    def _close_shard(self, path: Path, fd: int) -> None:
+        with writing(path):
             self._files.close(fd)
 
     def __enter__(self) -> Self:

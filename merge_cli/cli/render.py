@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from merge_cli.cli.example import example_recipe
-from merge_cli.errors import count_of
+from merge_cli.errors import count_of, printable
 from merge_cli.methods import find_method, method_names
 from merge_cli.methods.contract import Diagnosis, field_default, is_constant, is_per_model
 from merge_cli.plan import MergePlan
@@ -45,7 +45,7 @@ def _table(*headings: str) -> Table:
 def warnings(lines: Sequence[str]) -> None:
     """Print warnings to standard error."""
     for line in lines:
-        typer.echo(f"warning: {line}", err=True)
+        typer.echo(f"warning: {printable(line)}", err=True)
 
 
 def plan(
@@ -64,7 +64,7 @@ def plan(
     console = _console(to_stderr=to_stderr)
     inputs = _table("role", "checkpoint", "files", "size")
     for each in planned.inputs:
-        inputs.add_row(each.role, each.label, str(len(each.files)), format_bytes(each.nbytes))
+        inputs.add_row(each.role, printable(each.label), str(len(each.files)), format_bytes(each.nbytes))
     console.print(inputs)
     facts = _table("", "")
     copied = len(planned.tasks) - len(planned.merged)
@@ -124,7 +124,8 @@ def report(done: MergeReport) -> None:
     """Print what a merge did."""
     rate = (done.read_bytes + done.written_bytes) / done.seconds if done.seconds else 0.0
     typer.echo(
-        f"{done.out}: {format_count(done.parameters)} parameters, {done.merged} tensors merged, {done.copied} copied; "
+        f"{printable(done.out)}: {format_count(done.parameters)} parameters, {done.merged} tensors merged, "
+        f"{done.copied} copied; "
         f"{format_bytes(done.written_bytes)} in {format_seconds(done.seconds)} ({format_bytes(rate)}/s)"
     )
     if done.resumed_bytes:
@@ -234,16 +235,16 @@ def inspection(found: Inspection, summary: Mapping[str, LayerSummary], *, as_jso
         return
     checkpoint, console = found.checkpoint, _console()
     facts = _table("", "")
-    facts.add_row("checkpoint", checkpoint.label)
+    facts.add_row("checkpoint", printable(checkpoint.label))
     architectures = checkpoint.config.get("architectures")
     listing = architectures if isinstance(architectures, list) else []
-    facts.add_row("architecture", ", ".join(map(str, listing)) or "unknown")
+    facts.add_row("architecture", printable(", ".join(map(str, listing))) or "unknown")
     facts.add_row("files", f"{len(checkpoint.files)}, {format_bytes(sum(file.size for file in checkpoint.files))}")
     facts.add_row("tensors", str(len(checkpoint.tensors)))
     facts.add_row("parameters", f"{format_count(found.parameters)} ({found.parameters})")
     facts.add_row("dtypes", ", ".join(f"{name} {format_count(count)}" for name, count in found.dtypes().items()))
     for name, value in checkpoint.metadata.items():
-        facts.add_row(name, value)
+        facts.add_row(printable(name), printable(value))
     console.print(facts)
     console.print(_layers(found, summary))
     tensors = _table("tensor", "dtype", "shape", "layers")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from merge_cli.checkpoint import Staging, check_replaceable, locate, open_checkpoint
+from merge_cli.checkpoint.files import make_folder
 from merge_cli.errors import CheckpointError
 from merge_cli.fisher.data import open_rows
 from merge_cli.fisher.encoding import encoder_of
@@ -123,7 +124,7 @@ def _write(run: MeasuringRun, out: Path, metadata: dict[str, str], *, force: boo
         write_layout(folder, layout, partial(_find_finite, run, "fisher"), scale=1 / examples, sync=sync)
         if run.settings.gradient:
             inside = folder / "gradient"
-            inside.mkdir()
+            make_folder(inside)
             layout = float_layout(run.shapes.items(), {**metadata, "kind": "gradient", "reduction": "sum"})
             # The sum over the training set, of which the examples are a sample.
             scale = float(metadata["train_examples"]) / examples

@@ -9,7 +9,6 @@ Source:
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import Checkpoint, Reader, Staging, check_replaceable, locate, model_identity, open_checkpoint
+from merge_cli.checkpoint import (
+    Checkpoint,
+    Files,
+    Reader,
+    Staging,
+    check_replaceable,
+    locate,
+    model_identity,
+    open_checkpoint,
+)
+from merge_cli.checkpoint.json_text import read_json
 from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.fisher.modelling import StoredNames, empty_model, guess_task
 from merge_cli.fisher.optimizers import Moments, name_adam, name_ivon
@@ -176,14 +185,15 @@ def _trainer_batch_size(source: Path, train_examples: int) -> int | None:
     path = source.parent / "trainer_state.json"
     if not path.is_file():
         return None
-    try:
-        state = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
-    found, epochs, steps = state.get("train_batch_size"), state.get("epoch"), state.get("global_step")
+    state = read_json(path, Files())
+    found: Any = state.get("train_batch_size")
+    epochs: Any = state.get("epoch")
+    steps: Any = state.get("global_step")
     if not isinstance(found, int) or found < 1:
         return None
-    if epochs and steps and (said := train_examples * epochs / steps) > _MOST_OFF * found:
+    if not all(isinstance(each, (int, float)) and 0 < each < float("inf") for each in (epochs, steps)):
+        return found
+    if (said := train_examples * epochs / steps) > _MOST_OFF * found:
         raise RecipeError(
             f"{path} has batches of {found}, but {epochs:g} epochs of {train_examples} examples in {steps} steps "
             f"make about {said:.0f} examples per step",

@@ -25,7 +25,7 @@ from merge_cli.checkpoint import (
     open_checkpoint,
     to_torch,
 )
-from merge_cli.checkpoint.files import writing
+from merge_cli.checkpoint.files import make_folder, open_lock, writing
 from merge_cli.errors import RecipeError, ResourceError
 
 _LOCK = ".lock"
@@ -112,14 +112,14 @@ def held(folder: Path) -> Iterator[Path]:
     """
     lock = folder / _LOCK
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         names = {path.name for path in folder.iterdir()}
         if names and _LOCK not in names:
             raise RecipeError(
                 f"{folder} is in the way, and no earlier measurement has made it",
                 hint="move it away, or choose another name for the output",
             )
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = open_lock(lock)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,10 +141,10 @@ def held(folder: Path) -> Iterator[Path]:
 def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Replace a file by one that holds these tensors; it is complete under its name at any moment."""
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     fresh = path.with_name(path.name + ".new")
     with writing(fresh):
-        fresh.mkdir(exist_ok=True)
+        make_folder(fresh)
     layout = lay_out(
         [(name, DType.F32, tuple(values.shape)) for name, values in tensors.items()],
         shard_bytes=2**62,

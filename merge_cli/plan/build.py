@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, StoredTensor, lay_out, parse_float_dtype
+from merge_cli.checkpoint.collecting import without_collecting
 from merge_cli.errors import CheckpointError, RecipeError, count_of
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
@@ -24,6 +25,7 @@ DEFAULT_MEMORY = 512 * 2**20
 DEFAULT_SHARD = 5 * 10**9
 
 
+@without_collecting()
 def build_plan(
     recipe: Recipe,
     *,

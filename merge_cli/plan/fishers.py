@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
-from merge_cli.checkpoint import Checkpoint
+from merge_cli.checkpoint import Checkpoint, Files
+from merge_cli.checkpoint.json_text import read_json
 from merge_cli.errors import CheckpointError, listed
 from merge_cli.methods.contract import Need
 from merge_cli.plan.inputs import Inputs
 
 _MANIFEST = "merge_manifest.json"
+# Characters of a name in a manifest; longer ones are none.
+_MOST_SHOWN = 1000
 _KINDS = frozenset({"fisher", "gradient", "precision"})
+# Beyond it float32 has infinity.
+_MOST_PRIOR = 3e38
 _WRONG_REDUCTION = {"fisher": "sum", "gradient": "mean"}
 
 
@@ -52,7 +56,7 @@ def posterior_prior(fisher: Checkpoint) -> float | None:
     if fisher.metadata.get("kind") != "precision":
         return None
     prior = fisher.config.get("prior_precision")
-    if not isinstance(prior, (int, float)) or prior < 0:
+    if isinstance(prior, bool) or not isinstance(prior, (int, float)) or not 0 <= prior <= _MOST_PRIOR:
         raise CheckpointError(
             f"{fisher.label} is a posterior precision without its prior_precision",
             hint="keep the config.json that was written beside it",
@@ -69,10 +73,12 @@ def stale_expert_warnings(inputs: Inputs) -> Iterator[str]:
     if inputs.base is None or not inputs.uses_base:
         return
     try:
-        made = json.loads((inputs.base.root / _MANIFEST).read_text(encoding="utf-8"))
+        made = read_json(inputs.base.root / _MANIFEST, Files())
         original = next(each["reference"] for each in made["inputs"] if each["role"] == "base")
         method = made["method"]["name"]
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    except (CheckpointError, KeyError, TypeError, StopIteration):
+        return
+    if not all(isinstance(each, str) and len(each) <= _MOST_SHOWN for each in (original, method)):
         return
     experts = listed([model.label for model in inputs.models], most=3)
     remedy = ""

@@ -44,13 +44,14 @@ def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
     """
     parts = [*([inputs.base] if inputs.base is not None and inputs.uses_base else []), *inputs.models]
     names = dict.fromkeys(name for checkpoint in [inputs.reference, *parts] for name in checkpoint.tensors)
+    exclusions = [(each, re.compile(fnmatch.translate(each.pattern)).match) for each in recipe.exclude]
     _check_patterns(recipe, names)
     merged: list[str] = []
     copied: dict[str, StoredTensor] = {}
     heads: dict[str, Checkpoint] = {}
     dropped = 0
     for name in names:
-        exclusion = next((e for e in recipe.exclude if fnmatch.fnmatchcase(name, e.pattern)), None)
+        exclusion = next((e for e, matches in exclusions if matches(name)), None)
         if exclusion is None:
             merged.append(name)
         elif exclusion.drop:
@@ -102,7 +103,8 @@ def _no_source(recipe: Recipe, exclusion: Exclusion, name: str, source: Checkpoi
 
 def _check_patterns(recipe: Recipe, names: Iterable[str]) -> None:
     for i, exclusion in enumerate(recipe.exclude):
-        if not any(fnmatch.fnmatchcase(name, exclusion.pattern) for name in names):
+        matches = re.compile(fnmatch.translate(exclusion.pattern)).match
+        if not any(matches(name) for name in names):
             first_parts = dict.fromkeys(name.split(".")[0] for name in names)
             raise RecipeError(
                 f"{recipe.origin.at('exclude', i)}: '{exclusion.pattern}' matches no tensor",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import SIDE_PATTERNS, Checkpoint, DType
+from merge_cli.checkpoint.files import reading
+from merge_cli.checkpoint.locate import refuse_link_out
+from merge_cli.errors import CheckpointError
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.names import Names
 
@@ -16,6 +20,9 @@ _NOT_COPIED = (
     "config.json", "README.md", "*.index.json", "merge_manifest.json", "mergekit_config.yml", "adapter_config.json",
     "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "training_args.*",
 )  # fmt: skip
+# Tokenizers have a tenth of it.
+_MOST_SIDE_BYTES = 500_000_000
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def side_file_donor(inputs: Inputs) -> Checkpoint:
@@ -24,16 +31,32 @@ def side_file_donor(inputs: Inputs) -> Checkpoint:
 
 
 def side_files(donor: Checkpoint) -> tuple[Path, ...]:
-    """Return the files that come along, in the order of their names; a single weight file has none."""
-    if not donor.root.is_dir():
-        return ()
-    return tuple(
-        path
-        for path in sorted(donor.root.iterdir())
-        if path.is_file()
-        and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in SIDE_PATTERNS)
-        and not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _NOT_COPIED)
-    )
+    """Return the files that come along, in the order of their names; a single weight file has none.
+
+    Raises:
+        CheckpointError: If one of them is a link out of the checkpoint, or cannot be listed in the output's digests.
+    """
+    with reading(donor.root):
+        if not donor.root.is_dir():
+            return ()
+        wanted = [path for path in sorted(donor.root.iterdir()) if _comes_along(path.name)]
+        for path in wanted:
+            refuse_link_out(path, donor.root)
+        found = tuple(path for path in wanted if path.is_file())
+        for path in found:
+            if not path.name.isprintable():
+                raise CheckpointError(f"{path} has a name that cannot be printed", hint="rename or remove it")
+            size = path.stat().st_size
+            if size > _MOST_SIDE_BYTES:
+                raise CheckpointError(f"{path} has {size} bytes, too many to come along", hint="remove it")
+        return found
+
+
+def _comes_along(name: str) -> bool:
+    def matches(patterns: Iterable[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return matches(SIDE_PATTERNS) and not matches(_NOT_COPIED)
 
 
 def output_config(inputs: Inputs, names: Names, dtype: DType | None) -> Mapping[str, Any]:
@@ -42,7 +65,7 @@ def output_config(inputs: Inputs, names: Names, dtype: DType | None) -> Mapping[
     Where excluded tensors come from one model, its configuration describes the output's architecture and labels.
     """
     donor = names.head_source or side_file_donor(inputs)
-    config = dict(donor.config)
+    config = {key: value for key, value in donor.config.items() if not _tells_where(key, value)}
     if not config:
         return {}
     if dtype is not None:
@@ -53,6 +76,11 @@ def output_config(inputs: Inputs, names: Names, dtype: DType | None) -> Mapping[
         # The donor ties this tensor to another; the output holds it on its own.
         config["tie_word_embeddings"] = False
     return config
+
+
+def _tells_where(key: str, value: Any) -> bool:
+    """Whether it is the place on its author's machine from which a model was loaded, which transformers writes down."""
+    return key == "_name_or_path" and not (isinstance(value, str) and _MODEL_NAME.fullmatch(value))
 
 
 def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:

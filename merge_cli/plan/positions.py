@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_NUMBERED = re.compile(r"^(.*?)\.(\d+)\.")
+# A longer number is no layer, and Python refuses to read one of thousands of digits.
+_NUMBERED = re.compile(r"^(.*?)\.(\d{1,9})\.")
 _LAYER_KEYS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
     "decoder_num_hidden_layers",

@@ -12,11 +12,14 @@ from typing import Any
 
 import yaml
 
-from merge_cli.checkpoint.header import is_text
+from merge_cli.checkpoint.json_text import is_text
 from merge_cli.errors import RecipeError
 
 _MOST_NODES = 100_000
+# Longer than any number that a float can tell from infinity; YAML's own notations take quadratic time.
+_MOST_DIGITS = 400
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+_NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 _PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 Place = tuple[str | int, ...]
@@ -92,8 +95,12 @@ class _Loader(yaml.SafeLoader):
         self._anchors = 0
         self._depth = 0
         self._flattened = 0
+        self._composed = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._composed += 1
+        if self._composed > _MOST_NODES:
+            raise _too_large(self.name)
         before = self._anchors
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if not isinstance(event, yaml.AliasEvent) and getattr(event, "anchor", None) is not None:
@@ -130,7 +137,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _too_large(name: str) -> RecipeError:
-    return RecipeError(f"{name} denotes more than {_MOST_NODES} values; its aliases multiply each other")
+    return RecipeError(
+        f"{name} denotes more than {_MOST_NODES} values, more than any recipe",
+        hint="do its aliases multiply each other?",
+    )
 
 
 @dataclass
@@ -157,6 +167,9 @@ class _Builder:
 
     def _scalar(self, node: yaml.Node) -> Any:
         line = node.start_mark.line + 1
+        if node.tag in _NUMBER_TAGS and len(node.value) > _MOST_DIGITS:
+            what = f"{node.value[:40]!r}... is no value of type {node.tag.rpartition(':')[2]}"
+            raise RecipeError(f"{self.name}:{line}: {what}: it has {len(node.value)} characters")
         try:
             value = self.loader.construct_object(node, deep=True)
         except yaml.YAMLError:

@@ -10,13 +10,16 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from merge_cli.checkpoint import parse_float_dtype
-from merge_cli.errors import RecipeError, did_you_mean
+from merge_cli.errors import RecipeError, count_of, did_you_mean, printable
 from merge_cli.methods import find_method, find_step, method_names, step_names
 from merge_cli.methods.contract import Method, is_per_model
 from merge_cli.recipe.document import Document, Place, parse_yaml
 from merge_cli.recipe.schema import Exclusion, ModelEntry, Origin, Recipe
+from merge_cli.recipe.source import read_text
 
-_MOST_BYTES = 10_000_000
+_MOST_KEYS = 1_000
+# What is wrong beyond these is counted.
+_MOST_FINDINGS = 20
 
 # What mergekit's recipes may hold and this version does not read yet: refused by name, never ignored.
 _NOT_YET = {
@@ -65,17 +68,7 @@ def load_recipe(source: Path | str, *, overrides: Sequence[str] = ()) -> Recipe:
     if isinstance(source, str) and "\n" in source:
         return parse_recipe(source, overrides=overrides)
     path = Path(source)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    if len(raw) > _MOST_BYTES:
-        raise RecipeError(f"{path} has {len(raw)} bytes, more than any recipe", hint="is it the right file?")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8 text", hint="is it the right file?") from error
-    return parse_recipe(text, name=path.name, folder=path.resolve().parent, overrides=overrides)
+    return parse_recipe(read_text(path), name=printable(path.name), folder=path.resolve().parent, overrides=overrides)
 
 
 def parse_recipe(
@@ -86,6 +79,8 @@ def parse_recipe(
     data = document.data
     if not isinstance(data, dict):
         raise RecipeError(f"{name} is not a recipe: expected a mapping with merge_method and models")
+    if len(data) > _MOST_KEYS:
+        raise RecipeError(f"{name} has {len(data)} keys, more than any recipe", hint="is it the right file?")
     for override in overrides:
         _apply(data, override)
     origin = Origin(name, text, folder or Path.cwd(), tuple(overrides), document.lines)
@@ -166,8 +161,10 @@ def _check_holders(data: dict[str, Any], document: Document, origin: Origin) -> 
         if key in _keys(Recipe) or key in _NOT_YET:
             raise RecipeError(f"{origin.name}:{line}: '{key}' stands twice")
     for key in data:
+        if key not in document.anchored or key in _keys(Recipe):
+            continue
         guess = did_you_mean(key, _keys(Recipe))
-        if key in document.anchored and key not in _keys(Recipe) and guess:
+        if guess:
             yield f"{origin.at(key)}: there is no such key, so it counts for its anchors only; {guess}"
 
 
@@ -191,11 +188,11 @@ def _refuse_unsupported(data: dict[str, Any], origin: Origin) -> None:
     lines += [
         f"{origin.at(*place)}: a model with a LoRA adapter ('{name}') is not supported yet"
         for place, name in adapters
-        if not any((folder / name).exists() for folder in (origin.folder, Path.cwd()))
+        if not any(_exists(folder / name) for folder in (origin.folder, Path.cwd()))
     ]
     if lines:
         raise RecipeError(
-            "\n".join(lines), hint=f"methods: {', '.join(method_names())}; `merge-cli schema` lists all keys"
+            _joined(lines), hint=f"methods: {', '.join(method_names())}; `merge-cli schema` lists all keys"
         )
 
 
@@ -205,6 +202,20 @@ def _references(data: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], A
     for i, entry in enumerate(models if isinstance(models, list) else []):
         if isinstance(entry, dict):
             yield ("models", i, "model"), entry.get("model")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    # A name that is too long to be one.
+    except OSError:
+        return False
+
+
+def _joined(lines: list[str]) -> str:
+    """One finding on each line, the first of them where there are very many."""
+    more = [f"and {count_of(len(lines) - _MOST_FINDINGS, 'finding')} more"] if len(lines) > _MOST_FINDINGS else []
+    return "\n".join([*lines[:_MOST_FINDINGS], *more])
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
@@ -218,9 +229,10 @@ def _explained(error: ValidationError, origin: Origin) -> RecipeError:
     findings = error.errors()
     for finding in findings:
         place = tuple(part for part in finding["loc"] if isinstance(part, int) or not part.startswith("function-"))
-        inside = any(other["loc"][: len(finding["loc"])] == finding["loc"] for other in findings if other != finding)
         # A list whose items are wrong is also said to be too short, for want of items that are right.
-        if finding["type"] == "too_short" and inside:
+        if finding["type"] == "too_short" and any(
+            other["loc"][: len(finding["loc"])] == finding["loc"] for other in findings if other != finding
+        ):
             continue
         what = finding["msg"].removeprefix("Value error, ")
         if finding["type"] == "extra_forbidden":
@@ -234,7 +246,7 @@ def _explained(error: ValidationError, origin: Origin) -> RecipeError:
         elif finding["type"] == "missing":
             what = "is missing"
         lines.append(f"{origin.at(*place)}: {what}")
-    return RecipeError("\n".join(lines), hint=f"known keys: {', '.join(known)}" if known else None)
+    return RecipeError(_joined(lines), hint=f"known keys: {', '.join(known)}" if known else None)
 
 
 def _check_parameters(recipe: Recipe, method: Method, origin: Origin) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from merge_cli.errors import printable
 from merge_cli.plan import MergePlan
 from merge_cli.report.manifest import MANIFEST_FILE
 from merge_cli.units import format_count
@@ -36,7 +37,7 @@ def model_card(plan: MergePlan, name: str, *, tool: str) -> str:
         yaml.safe_dump(front, sort_keys=False).strip(),
         "---",
         "",
-        f"# {name}",
+        f"# {printable(name)}",
         "",
         f"A merge of {plan.n or 1} model{'s' if plan.n > 1 else ''} by `{plan.recipe.merge_method}` "
         f"({method.summary}), made with {tool}.",

@@ -9,7 +9,8 @@ from typing import Any
 
 from merge_cli.checkpoint import Checkpoint
 
-_LAYER = re.compile(r"^(.*?\.)(\d+)(\..*)$")
+# A longer number is no layer, and Python refuses to read one of thousands of digits.
+_LAYER = re.compile(r"^(.*?\.)(\d{1,9})(\..*)$")
 
 
 @dataclass(frozen=True)
@@ -92,4 +93,4 @@ def layer_of(name: str) -> str:
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
     """Order numbers within names by value."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d{1,9})", name)]

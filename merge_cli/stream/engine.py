@@ -57,7 +57,7 @@ def stream(
         done: Tensor -> what of it is not to be done, as (start, count) in order; default: what the journal says.
 
     Raises:
-        CheckpointError: If an input cannot be read or is not finite.
+        CheckpointError: If an input cannot be read, is not finite, or was changed meanwhile.
         ResourceError: If the output cannot be written.
         VerificationError: If a result is not finite.
     """
@@ -70,6 +70,7 @@ def stream(
         tallies.add(record.tensor, record.tally)
     done = spans_of(past) if done is None else done
     _Engine(plan, Pool(workers), listener or Quiet(), chain, tallies, done, digests, journal).run()
+    reader.check_unchanged()
     sums = tallies.sums()
     return StreamResult(dict(sorted(tallies.counts.items())), str(device), sums, diagnosis(chain, sums))
 

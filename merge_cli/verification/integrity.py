@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import torch
 
 from merge_cli.checkpoint import Checkpoint, Files, Reader, to_torch
-from merge_cli.errors import CheckpointError
+from merge_cli.checkpoint.json_text import read_json
+from merge_cli.errors import CheckpointError, listed
 from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE
 from merge_cli.stream import Listener, sha256_of_files
 
 _CHUNK = 2**20
+_MOST_DIGESTS = 100_000_000
 # What is read of a manifest, and what it must be.
 _EXPECTED: dict[str, type | tuple[type, ...]] = {
     **{"tool": str, "recipe": (str, dict), "method": dict, "counts": dict, "files": dict},
@@ -34,14 +35,11 @@ def read_manifest(out: Path, files: Files) -> dict[str, Any]:
             f"{out} has no {MANIFEST_FILE}, so there is nothing to check it against",
             hint="only what `merge-cli merge` has made can be verified; `merge-cli inspect` shows any checkpoint",
         )
-    try:
-        made = json.loads(files.read_whole(path).decode("utf-8"))
-        for key, kind in _EXPECTED.items():
-            if not isinstance(made[key], kind):
-                raise TypeError(f"{key} is {type(made[key]).__name__}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {str(error)[:200]}") from error
-    return dict(made)
+    made = read_json(path, files)
+    wrong = [key for key, kind in _EXPECTED.items() if not isinstance(made.get(key), kind)]
+    if wrong:
+        raise CheckpointError(f"{path} is damaged: {listed(wrong)} missing, or not what a merge writes there")
+    return made
 
 
 def check_digests(out: Path, made: Mapping[str, Any], threads: int, files: Files) -> tuple[int, list[str]]:
@@ -66,7 +64,7 @@ def _recorded(out: Path, files: Files, problems: list[str]) -> dict[str, str]:
         problems.append(f"{DIGEST_FILE} is missing")
         return {}
     recorded: dict[str, str] = {}
-    for line in files.read_whole(path).decode("utf-8", "replace").splitlines():
+    for line in files.read_whole(path, most=_MOST_DIGESTS).decode("utf-8", "replace").splitlines():
         digest, _, name = line.partition("  ")
         parts = Path(name).parts
         if len(digest) != 64 or not parts or Path(name).is_absolute() or ".." in parts:

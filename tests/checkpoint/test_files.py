@@ -1,6 +1,7 @@
 import array
 import errno
 import os
+import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.files import reading, writing
+from merge_cli.checkpoint.files import make_folder, reading, writing
 from merge_cli.errors import CheckpointError, MergeError, ResourceError
 from tests.checkpoint.helpers import EIO, ENOSPC, Failing, Trickle
 
@@ -175,3 +176,60 @@ def test_a_full_disk_is_known_from_reserving(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="No space left on device"):
         Failing(ENOSPC, ["reserve"]).write_new(path, b"abc", sync=False)
     assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device", "socket"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    else:
+        path = Path("/dev/zero") if kind == "device" else path
+        if kind != "device":
+            path.symlink_to("/dev/zero")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(CheckpointError, match=rf"^cannot read {path}: (it is not a regular file|No such device)"):
+        Files().read_whole(path, most=10)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_small_file_is_read_whole_and_a_larger_one_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"0123456789")
+    assert Trickle(3).read_whole(path, most=10) == b"0123456789"
+    with pytest.raises(CheckpointError, match=rf"^{path} has 10 bytes, expected 9 at most\n  hint: "):
+        Files().read_whole(path, most=9)
+    with pytest.raises(CheckpointError, match="Is a directory"):
+        Files().read_whole(tmp_path, most=9)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 1, 3_000_000])
+def test_a_file_is_copied_in_parts_byte_by_byte(size: int, tmp_path: Path) -> None:
+    content = bytes(number % 251 for number in range(size))
+    (tmp_path / "x").write_bytes(content)
+    files = Trickle(700_001)
+    files.copy(tmp_path / "x", tmp_path / "y", sync=True)
+    assert (tmp_path / "y").read_bytes() == content
+
+
+@pytest.mark.parametrize(("call", "kind"), [("pread", CheckpointError), ("pwrite", ResourceError)])
+def test_a_copy_that_fails_says_on_which_side_and_leaves_nothing_open(
+    call: str, kind: type[MergeError], tmp_path: Path
+) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    files = Failing(EIO, [call])
+    with pytest.raises(kind, match=rf"{tmp_path / ('x' if call == 'pread' else 'y')}: Input/output error"):
+        files.copy(tmp_path / "x", tmp_path / "y", sync=False)
+    assert files.held == []
+
+
+def test_a_folder_is_made_with_those_on_the_way_and_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")

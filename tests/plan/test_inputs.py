@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from merge_cli.checkpoint import open_checkpoint
 from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.plan import MergePlan, build_plan
+from merge_cli.plan.fishers import posterior_prior
 from tests.checkpoints import recipe_over, write_checkpoint
 
 N = {"train_examples": "1000"}
@@ -162,6 +164,15 @@ def test_a_tensor_without_a_fisher_may_be_excluded(folder: Path) -> None:
     write_checkpoint(folder / "half", {"w": [1.0, 2.0]}, config=None)
     found = plan(folder, "fisher", [{**model("one"), "fisher": "half"}], exclude=["v"])
     assert [task.place.name for task in found.merged] == ["w"]
+
+
+@pytest.mark.parametrize("prior", ["NaN", "Infinity", "-1", "1e39", "true", '"1"', "null", "1" + "0" * 400])
+def test_a_posterior_precision_must_say_a_prior_that_is_a_number(folder: Path, prior: str) -> None:
+    tensors = {"w": [1.0]}
+    write_checkpoint(folder / "precise", tensors, config=None, metadata={"kind": "precision"})
+    (folder / "precise" / "config.json").write_text(f'{{"kind": "precision", "prior_precision": {prior}}}')
+    with pytest.raises(CheckpointError, match="is a posterior precision without its prior_precision"):
+        posterior_prior(open_checkpoint(folder / "precise", label="precise"))
 
 
 def test_a_fisher_that_does_not_say_its_number_of_examples_needs_help(folder: Path) -> None:

@@ -85,3 +85,8 @@ def test_numbers_that_are_no_part_of_their_own_are_no_layers() -> None:
 
 def test_layers_that_are_missing_below_leave_their_place() -> None:
     assert positions({}, "m.layers.2.w", "m.layers.4.w") == [0.5, 1]
+
+
+def test_a_number_too_long_for_a_layer_is_part_of_a_name() -> None:
+    names = ["a.layers.0.w", "a.layers.1.w", f"a.layers.{'9' * 900}.w", "b.1234567890.w", "b.².w"]
+    assert positions({}, *names) == [0, 1, 0, 0, 0]

@@ -91,7 +91,7 @@ def test_a_recipe_is_read_from_a_file_or_from_its_text(tmp_path: Path) -> None:
     [
         (None, "cannot read the recipe"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
-        (b"# " + b"x" * 10_000_001, "more than any recipe"),
+        (b"# " + b"x" * 10_000_001, "bytes, expected 1000000 at most"),
         (b"", "expected a mapping"),
         (b"- a\n", "expected a mapping"),
         (b"\x89PNG\r\n", "not UTF-8"),

@@ -53,3 +53,12 @@ def test_all_of_it_is_json(found: Inspection) -> None:
         "model-00002-of-00002.safetensors",
     }
     assert content["metadata"]["made"] == "by hand"
+
+
+def test_names_with_numbers_of_any_length_and_script_are_put_in_order(tmp_path: Path) -> None:
+    names = ["a.10.w", "a.9.w", f"a.{'9' * 900}.w", "²", "a.1²2.w", "a.٣.w"]
+    write_checkpoint(tmp_path / "c", {name: [1.0] for name in names})
+    found = inspect_checkpoint(open_checkpoint(tmp_path / "c"))
+    assert sum(found.layers().values()) == 6
+    assert list(found.layers()).index("a.9") < list(found.layers()).index("a.10")
+    assert sum(len(group.layers) or 1 for group in found.groups()) == 6

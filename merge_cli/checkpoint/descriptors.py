@@ -1,0 +1,67 @@
+"""Files that stay open for as long as there is room for them."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def most_descriptors() -> int:
+    """Return how many files one of the few users of many files may keep open: a quarter of what the process may."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 256 if soft == resource.RLIM_INFINITY else max(1, min(256, soft // 4))
+
+
+class Descriptors:
+    """Keeps files open, at most ``most_open`` of them, and closes the one used longest ago; safe to share.
+
+    Args:
+        open_file: Opens a file and returns the descriptor.
+        close_file: Closes it.
+        most_open: Descriptors held at a time, those in use at one moment not counted; default: by the process's limit.
+    """
+
+    def __init__(
+        self,
+        open_file: Callable[[Path], int],
+        close_file: Callable[[Path, int], None],
+        *,
+        most_open: int | None = None,
+    ) -> None:
+        self._open_file = open_file
+        self._close_file = close_file
+        self._most_open = most_open or most_descriptors()
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Path, int] = OrderedDict()
+        self._users: dict[Path, int] = {}
+
+    @contextlib.contextmanager
+    def use(self, path: Path) -> Iterator[int]:
+        """Yield the descriptor of a file, opened where it is not open yet."""
+        with self._lock:
+            if path not in self._open:
+                self._close_idle()
+                self._open[path] = self._open_file(path)
+            self._open.move_to_end(path)
+            self._users[path] = self._users.get(path, 0) + 1
+            fd = self._open[path]
+        try:
+            yield fd
+        finally:
+            with self._lock:
+                self._users[path] -= 1
+
+    def close(self) -> None:
+        """Close every file, also where closing one of them fails; the last failure is raised."""
+        with contextlib.ExitStack() as stack:
+            while self._open:
+                stack.callback(self._close_file, *self._open.popitem())
+
+    def _close_idle(self) -> None:
+        idle = [path for path in self._open if not self._users.get(path)]
+        for path in idle[: max(0, len(self._open) - self._most_open + 1)]:
+            self._close_file(path, self._open.pop(path))
