@@ -498,7 +498,7 @@ def _(t: Trained) -> Vectors:
     """,
 )
 def _(t: Trained) -> Vectors:
-    return matched(t, [1, 1], prior_precision="auto", curvature_floor=0.01)
+    return matched(t, [1, 1], anchor="auto", prior_precision="auto", curvature_floor=0.01)
 
 
 @case(

@@ -11,7 +11,7 @@ import torch
 from merge_cli.checkpoint import Files
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan, build_plan
-from merge_cli.run import measure, merge
+from merge_cli.run import examined, measure, merge
 from tests.checkpoints import recipe_over, write_checkpoint
 
 # The header of this file is shorter than 200 bytes, and its tensor takes 400,000.
