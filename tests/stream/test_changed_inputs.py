@@ -80,12 +80,14 @@ def test_an_input_that_changes_while_it_is_read_ends_the_merge_without_an_output
 ) -> None:
     # Looked at before: that reads too, and opens the files for itself.
     planned, path = examined(plan(tmp_path)), tmp_path / "one" / "model.safetensors"
-    before = sorted(each.name for each in tmp_path.iterdir())
+    before = [each.name for each in tmp_path.iterdir()]
     with pytest.raises(CheckpointError) as caught:
         merge(planned, tmp_path / "out", sync=False, files=Changing(lambda: change(path), after))
     assert str(path) in caught.value.message
     assert caught.value.exit_code == 3
-    assert sorted(each.name for each in tmp_path.iterdir()) == before
+    # A file that is gone may come back, with the disk that it is on; a changed one ends the matter.
+    left = {"out.partial"} if change is remove else set()
+    assert {each.name for each in tmp_path.iterdir()} - left == set(before)
 
 
 @pytest.mark.parametrize("change", [rewrite, grow, cut, remove])
