@@ -7,9 +7,9 @@ call fail. Calls that failed are turned into errors that name the file.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,8 +19,10 @@ from merge_cli.errors import CheckpointError, ResourceError
 
 # Linux transfers at most this many bytes in one call, whatever is asked for.
 _MOST_PER_CALL = 0x7FFF_F000
-_HASHED_AT_ONCE = 2**20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Of renameat2: paths start from the working directory; swap; and what systems say that have no such swap.
+_HERE, _EXCHANGE = -100, 2
+_CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV}
 
 
 class Files:
@@ -64,6 +66,18 @@ class Files:
         """Give a file or folder its new name, atomically."""
         os.rename(old, new)  # noqa: PTH104 - Path.rename would hide which call this is
 
+    def exchange(self, one: Path, other: Path) -> bool:
+        """Swap the names of two folders, atomically; return False where the system or the file system cannot."""
+        renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if renameat2 is None:
+            return False
+        if not renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+            return True
+        number = ctypes.get_errno()
+        if number in _CANNOT_EXCHANGE:
+            return False
+        raise OSError(number, os.strerror(number))
+
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         os.close(fd)
@@ -83,6 +97,10 @@ class Files:
     def remove_folder(self, path: Path) -> None:
         """Remove a folder and what is in it."""
         shutil.rmtree(path)
+
+    def remove_empty_folder(self, path: Path) -> None:
+        """Remove a folder in which nothing is."""
+        path.rmdir()
 
     def lock(self, fd: int) -> bool:
         """Lock a file for this process alone; return False where another holds it."""
@@ -144,28 +162,15 @@ class Files:
         """Return a small file's content.
 
         Raises:
-            CheckpointError: If it cannot be read.
+            CheckpointError: If it cannot be read, or changes meanwhile.
         """
         with self._opened(path) as fd:
-            content = bytearray(self.stat(fd).st_size)
+            size = self.stat(fd).st_size
+            content = bytearray(size)
             self.read_exactly(fd, memoryview(content), 0, path)
+            if self.pread(fd, memoryview(bytearray(1)), size):
+                raise CheckpointError(f"{path} has grown while it was read", hint="start again when it is complete")
         return bytes(content)
-
-    def sha256(self, path: Path) -> str:
-        """Return the SHA-256 of a file in hexadecimal.
-
-        Raises:
-            CheckpointError: If it cannot be read.
-        """
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
-        with self._opened(path) as fd:
-            left, offset = self.stat(fd).st_size, 0
-            while offset < left:
-                view = buffer[: left - offset]
-                self.read_exactly(fd, view, offset, path)
-                digest.update(view)
-                offset += len(view)
-        return digest.hexdigest()
 
     @contextlib.contextmanager
     def _opened(self, path: Path) -> Iterator[int]:
@@ -174,7 +179,12 @@ class Files:
             try:
                 yield fd
             finally:
-                self.close(fd)
+                self.close_read(fd)
+
+    def close_read(self, fd: int) -> None:
+        """Close what was only read; that the system complains of it then says nothing about what was read."""
+        with contextlib.suppress(OSError):
+            self.close(fd)
 
     def write_new(self, path: Path, content: bytes, *, sync: bool) -> None:
         """Write a small file in one go, in place of one that has the name."""
@@ -202,6 +212,15 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def reading_back() -> Iterator[None]:
+    """Turn a CheckpointError of the block into a ResourceError: what cannot be read is not an input but the output."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise ResourceError(error.message) from error.__cause__
 
 
 @contextlib.contextmanager

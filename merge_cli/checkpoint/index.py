@@ -62,8 +62,8 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
     files = files or Files()
     with reading(root):
         folder = root.is_dir()
-        config = _read_json(root / "config.json") if folder and (root / "config.json").is_file() else {}
-        paths, weight_map = _weight_files(root) if folder else ([root], None)
+        config = _read_json(root / "config.json", files) if folder and (root / "config.json").is_file() else {}
+        paths, weight_map = _weight_files(root, files) if folder else ([root], None)
     headers: list[Header] = []
     tied: dict[str, str] = {}
     for path in paths:
@@ -89,12 +89,12 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
     return Checkpoint(label or str(root), root, tensors, tied, identities, headers[0].metadata, config)
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+def _weight_files(folder: Path, files: Files) -> tuple[list[Path], dict[str, str] | None]:
     """Return the weight files of a folder in order, and the index where there is one."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            weight_map = _weight_map(index)
+            weight_map = _weight_map(index, files)
             names = sorted(set(weight_map.values()))
             # transformers would take the single file, mergekit the shards: neither guess is safe.
             if stem not in names and (folder / stem).is_file():
@@ -124,8 +124,8 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index).get("weight_map")
+def _weight_map(index: Path, files: Files) -> dict[str, str]:
+    weight_map = _read_json(index, files).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     for name, file in weight_map.items():
@@ -163,9 +163,8 @@ def _refuse_quantised(root: Path, tensors: Mapping[str, StoredTensor], config: M
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    with reading(path):
-        raw = path.read_bytes()
+def _read_json(path: Path, files: Files) -> dict[str, Any]:
+    raw = files.read_whole(path)
     try:
         content = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -62,7 +62,7 @@ class Reader:
     def _close_idle(self) -> None:
         idle = [path for path in self._open if not self._users.get(path)]
         for path in idle[: max(0, len(self._open) - self._most_open + 1)]:
-            self._files.close(self._open.pop(path))
+            self._files.close_read(self._open.pop(path))
 
     def _open_checked(self, path: Path) -> int:
         identity = self._identities[path]
@@ -75,7 +75,7 @@ class Reader:
                         f"{path} has changed since the merge was planned", hint="start the merge again"
                     )
             except BaseException:
-                self._files.close(fd)
+                self._files.close_read(fd)
                 raise
             return fd
 
@@ -83,6 +83,5 @@ class Reader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for fd in self._open.values():
-            self._files.close(fd)
-        self._open.clear()
+        while self._open:
+            self._files.close_read(self._open.popitem()[1])

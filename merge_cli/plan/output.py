@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import SIDE_PATTERNS, Checkpoint, DType
+from merge_cli.checkpoint.files import reading
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.names import Names
 
@@ -25,14 +26,18 @@ def side_file_donor(inputs: Inputs) -> Checkpoint:
 
 def side_files(donor: Checkpoint) -> tuple[Path, ...]:
     """Return the files that come along, in the order of their names; a single weight file has none."""
-    if not donor.root.is_dir():
-        return ()
-    return tuple(
-        path
-        for path in sorted(donor.root.iterdir())
-        if path.is_file()
-        and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in SIDE_PATTERNS)
-        and not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _NOT_COPIED)
+    with reading(donor.root):
+        if not donor.root.is_dir():
+            return ()
+        return tuple(path for path in sorted(donor.root.iterdir()) if path.is_file() and _comes_along(path.name))
+
+
+def _comes_along(name: str) -> bool:
+    # Hidden files are those of editors, systems, and this program's own work.
+    return (
+        not name.startswith(".")
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in SIDE_PATTERNS)
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in _NOT_COPIED)
     )
 
 
