@@ -237,7 +237,7 @@ def sweep(work: Path, name: str, last: int | None = None) -> Score:
                     error.add_note(f"{'after' if after else 'before'} call {number}; {replaces=}, {exchanges=}")
                     raise
                 left = {path.name for path in work.iterdir() if path.name.startswith("out.")}
-                assert not left or score.last == "after the commit", left
+                assert not left, f"left behind: {left}"
     return score
 
 
