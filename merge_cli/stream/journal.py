@@ -161,6 +161,9 @@ class Journal:
         self._files.write_new(fresh, content, sync=sync is not None)
         with writing(path):
             self._files.rename(fresh, path)
+        if sync is not None:
+            self._files.sync_folder(path.parent)
+        with writing(path):
             self._fd = self._files.open_write(path)
         self._end = len(content)
         self._writing, self._syncing = threading.Lock(), threading.Lock()

@@ -28,8 +28,10 @@ TINY = {name: shape for name, shape in SHAPES.items() if name != "layers.0.long"
 Recipe = dict[str, Any]
 
 
-def write_models(folder: Path, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = SHAPES) -> Path:
-    """Write a base, two models, and a Fisher and a gradient for each."""
+def write_models(
+    folder: Path, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = SHAPES, *, pickled: bool = False
+) -> Path:
+    """Write a base, two models, and a Fisher and a gradient for each; models as torch saves them, if wanted."""
     for number, name in enumerate(["base", "one", "two"]):
         source, common = torch.Generator().manual_seed(number), torch.Generator().manual_seed(99)
         model: dict[str, Tensor] = {}
@@ -38,6 +40,10 @@ def write_models(folder: Path, shapes: Mapping[str, tuple[tuple[int, ...], torch
             model[tensor] = (start + 0.1 * delta * (number > 0)).to(dtype)
         model["ids"] = torch.arange(300) + number
         write_checkpoint(folder / name, model, shards=2 if name == "two" else 1)
+        if pickled:
+            for path in (folder / name).glob("model*"):
+                path.unlink()
+            torch.save(model, folder / name / "pytorch_model.bin")
         (folder / name / "tokenizer.json").write_text('{"vocab": {}}')
         said = {"train_examples": str(100 + number)}
         for kind in ("fisher", "gradient"):

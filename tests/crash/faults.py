@@ -182,13 +182,14 @@ def _check_kind(error: BaseException, hit: Call, fault: str, scene: Scene) -> No
 def run_all(cases: tuple[str, ...], work: Path) -> Counter[str]:
     """Inject every fault into some cases; return how often it ended how."""
     outcomes: Counter[str] = Counter()
-    inputs = write_models(work / "inputs", TINY)
-    before = digest(inputs)
+    folders = {name: write_models(work / name, TINY, pickled=name == "pickled") for name in ("inputs", "pickled")}
+    before = {name: digest(folder) for name, folder in folders.items()}
     ways = [(False, True), (True, True), (True, False)]
-    for name in cases:
+    for name in (*cases, "pickled"):
+        inputs, recipe = folders.get(name, folders["inputs"]), RECIPES["linear" if name == "pickled" else name]
         for replaces, exchanges in ways:
             folder = work / f"{name} {replaces} {exchanges}"
-            made = scene(folder, inputs, RECIPES[name], replaces=replaces, exchanges=exchanges)
+            made = scene(folder, inputs, recipe, replaces=replaces, exchanges=exchanges)
             found: Counter[str] = Counter()
             for number, fault in every_fault(made.calls):
                 try:
@@ -199,7 +200,7 @@ def run_all(cases: tuple[str, ...], work: Path) -> Counter[str]:
             outcomes += found
             how = "onto nothing" if not replaces else "onto an older one" + (", without exchange" * (not exchanges))
             print(f"{name}, {how}: {len(made.calls)} calls, {found.total()} faults: {dict(found)}", flush=True)
-    assert digest(inputs) == before, "an input was changed"
+    assert {name: digest(folder) for name, folder in folders.items()} == before, "an input was changed"
     return outcomes
 
 
