@@ -9,6 +9,7 @@ fault came after that), or there is the right result; and the same command then 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import shutil
@@ -17,7 +18,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,17 @@ import torch
 from merge_cli.errors import CheckpointError, MergeError, ResourceError
 from merge_cli.run import merge
 from tests.crash.cases import RECIPES, TINY, contents, digest, planned, shown, write_models
-from tests.crash.seam import Call, Seam, descriptors
+from tests.crash.seam import Call, Seam, StopAfter, Stopped, descriptors
 
 # The ways through the program that differ in the calls they make.
 CASES = ("linear", "ties of the model", "slerp", "gradient_matching", "copies", "steps")
+
+WAYS: Mapping[str, Mapping[str, bool]] = {
+    "onto nothing": {},
+    "from where another has stopped": {"resumes": True},
+    "onto an older output": {"replaces": True},
+    "onto an older output, by two renames": {"replaces": True, "exchanges": False},
+}
 
 _ALWAYS = ("EIO", "out of memory")
 FAULTS: Mapping[str, tuple[str, ...]] = {
@@ -101,6 +109,7 @@ class Scene:
     wanted: dict[str, bytes]
     calls: tuple[Call, ...]
     exchanges: bool
+    begun: Path | None = None
 
     def run(self, files: Seam) -> None:
         """Plan and merge."""
@@ -113,18 +122,34 @@ class Scene:
             shutil.rmtree(path)
         if self.old is not None:
             shutil.copytree(self.old, self.out)
+        if self.begun is not None:
+            shutil.copytree(self.begun, self.out.with_name("out.partial"))
 
 
-def scene(folder: Path, inputs: Path, recipe: Mapping[str, Any], *, replaces: bool, exchanges: bool = True) -> Scene:
+def scene(
+    folder: Path,
+    inputs: Path,
+    recipe: Mapping[str, Any],
+    *,
+    replaces: bool = False,
+    exchanges: bool = True,
+    resumes: bool = False,
+) -> Scene:
     """Merge once without a fault, to know what is to come and which calls that takes."""
-    old = inputs / "one" if replaces else None
-    found = Scene(inputs, recipe, folder / "out", old, {}, (), exchanges)
-    folder.mkdir()
+    old, begun = inputs / "one" if replaces else None, None
+    if resumes:
+        with contextlib.suppress(Stopped):
+            merge(planned(inputs, recipe, threads=1), folder / "begun" / "out", files=StopAfter(3))
+        begun = folder / "begun" / "out.partial"
+        assert begun.is_dir()
+        folder = folder / "work"
+    found = Scene(inputs, recipe, folder / "out", old, {}, (), exchanges, begun)
+    folder.mkdir(parents=True)
     found.restore()
     files = Faulty(-1, "", exchanges=exchanges)
     found.run(files)
     assert not files.held
-    return Scene(inputs, recipe, folder / "out", old, contents(folder / "out"), tuple(files.made), exchanges)
+    return replace(found, wanted=contents(folder / "out"), calls=tuple(files.made))
 
 
 def every_fault(calls: tuple[Call, ...], *, step: int = 1) -> Iterator[tuple[int, str]]:
@@ -184,21 +209,18 @@ def run_all(cases: tuple[str, ...], work: Path) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     folders = {name: write_models(work / name, TINY, pickled=name == "pickled") for name in ("inputs", "pickled")}
     before = {name: digest(folder) for name, folder in folders.items()}
-    ways = [(False, True), (True, True), (True, False)]
     for name in (*cases, "pickled"):
         inputs, recipe = folders.get(name, folders["inputs"]), RECIPES["linear" if name == "pickled" else name]
-        for replaces, exchanges in ways:
-            folder = work / f"{name} {replaces} {exchanges}"
-            made = scene(folder, inputs, recipe, replaces=replaces, exchanges=exchanges)
+        for how, options in WAYS.items():
+            made = scene(work / f"{name} {how}", inputs, recipe, **options)
             found: Counter[str] = Counter()
             for number, fault in every_fault(made.calls):
                 try:
                     found[inject(made, number, fault)] += 1
                 except BaseException as error:
-                    error.add_note(f"{name}, replaces={replaces}: {fault} at {made.calls[number]}")
+                    error.add_note(f"{name}, {how}: {fault} at {made.calls[number]}")
                     raise
             outcomes += found
-            how = "onto nothing" if not replaces else "onto an older one" + (", without exchange" * (not exchanges))
             print(f"{name}, {how}: {len(made.calls)} calls, {found.total()} faults: {dict(found)}", flush=True)
     assert {name: digest(folder) for name, folder in folders.items()} == before, "an input was changed"
     return outcomes
