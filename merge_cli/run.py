@@ -7,6 +7,8 @@ there. A run that failed because of what it read leaves nothing: it would fail a
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ from pathlib import Path
 from merge_cli import __version__
 from merge_cli.checkpoint import FileIdentity, Files, Reader, ShardWriter, Staging, check_replaceable
 from merge_cli.checkpoint.files import writing
-from merge_cli.errors import CheckpointError, RecipeError, VerificationError
+from merge_cli.errors import CheckpointError, RecipeError, ResourceError, VerificationError
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, manifest, model_card, sha256_lines
 from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE, PRECISION_FOLDER
@@ -31,9 +33,9 @@ from merge_cli.stream import (
     check_fishers,
     check_same,
     choose_device,
+    distrust,
     examine,
     read_journal,
-    sha256_of_files,
     stream,
 )
 
@@ -77,14 +79,16 @@ def merge(
         refuse_warnings(plan)
     staging = Staging(out, force=force, files=files)
     with staging.open(clear=restart) as folder:
-        past = _past(plan, folder)
-        if past is None:
-            staging.clear()
+        past = _past(plan, folder, files)
         try:
+            if past is None:
+                staging.clear()
             result, digests = _write(_Output(plan, folder, files, sync, listener), out.name, past)
             staging.commit(sync=sync)
         except BaseException as error:
-            if not staging.committed and _may_go_on(error) and _has_records(folder):
+            if staging.committed:
+                error.add_note(f"{out} is complete all the same")
+            elif _may_go_on(error) and _has_records(folder, error, files):
                 error.add_note(f"what is done is kept in {folder}: the same command goes on from there")
             else:
                 staging.discard()
@@ -168,39 +172,42 @@ def _decisions(plan: MergePlan) -> dict[str, object]:
     return {"tool": _TOOL, "device": device, "--allow-nonfinite": plan.allow_nonfinite, **plan.decisions}
 
 
-def _past(plan: MergePlan, folder: Path) -> Past | None:
+def _past(plan: MergePlan, folder: Path, files: Files) -> Past | None:
     """Return what an earlier run of the same merge has left; None where there is nothing to go on from.
 
     Raises:
         RecipeError: If it was another merge, or if files that it has written are gone.
     """
+    past = read_journal(folder / JOURNAL_FILE, files)
+    if past is None or not past.records:
+        return None
+    check_same(past, _decisions(plan), folder)
     with writing(folder):
-        past = read_journal(folder / JOURNAL_FILE)
-        if past is None:
-            return None
-        check_same(past, _decisions(plan), folder)
         layouts = [(folder, plan.layout), (folder / PRECISION_FOLDER, plan.precision)]
         shards = [(root / shard.file, shard.size) for root, layout in layouts if layout for shard in layout.shards]
         wrong = [path for path, size in shards if not path.is_file() or path.stat().st_size != size]
-        if past.records and wrong:
-            raise RecipeError(
-                f"{wrong[0]}, which an unfinished merge has begun, is gone or changed",
-                hint="--restart throws away what is left of it and begins again",
-            )
-        return past if not wrong else None
+    if wrong:
+        raise RecipeError(
+            f"{wrong[0]}, which an unfinished merge has begun, is gone or changed",
+            hint="--restart throws away what is left of it and begins again",
+        )
+    return past
 
 
 def _may_go_on(error: BaseException) -> bool:
     """Whether the same merge could get further another time: not if what it reads or makes is wrong."""
-    wrong = isinstance(error, (CheckpointError, RecipeError, VerificationError))
-    return not wrong or isinstance(error.__cause__, OSError)
+    return not isinstance(error, (CheckpointError, VerificationError)) or isinstance(error.__cause__, OSError)
 
 
-def _has_records(folder: Path) -> bool:
+def _has_records(folder: Path, error: BaseException, files: Files) -> bool:
+    """Whether something is done that can be relied on after this error."""
+    cause = error.__cause__
     try:
-        past = read_journal(folder / JOURNAL_FILE)
-    except OSError:
-        return True
+        if isinstance(error, ResourceError) and isinstance(cause, OSError) and cause.errno == errno.EIO:
+            distrust(folder / JOURNAL_FILE, files)
+        past = read_journal(folder / JOURNAL_FILE, files)
+    except (ResourceError, MemoryError):
+        return False
     return past is not None and bool(past.records)
 
 
@@ -223,27 +230,27 @@ class _Output:
 def _write(output: _Output, name: str, past: Past | None) -> tuple[StreamResult, dict[str, str]]:
     """Write everything into the staging folder; return what happened and the weight files' digests."""
     plan, folder, files, sync = output.plan, output.folder, output.files, output.sync
-    result, weights = _write_weights(output, past)
-    for source in plan.side_files:
-        files.copy(source, folder / source.name, sync=sync)
-    texts = _texts(plan, name, result, weights)
-    for file, text in texts.items():
-        files.write_new(folder / file, text.encode("utf-8"), sync=sync)
-    small = dict.fromkeys((*(source.name for source in plan.side_files), *texts))
-    precision = [f"{PRECISION_FOLDER}/{shard.file}" for shard in plan.precision.shards] if plan.precision else []
-    others = sha256_of_files(folder, sorted([*small, *precision]), threads=plan.threads, files=files)
-    files.write_new(folder / DIGEST_FILE, sha256_lines(weights | others).encode("utf-8"), sync=sync)
+    result, weights, digests = _write_weights(output, past)
+    digests |= {source.name: files.copy(source, folder / source.name, sync=sync) for source in plan.side_files}
+    for file, text in _texts(plan, name, result, weights).items():
+        content = text.encode("utf-8")
+        files.write_new(folder / file, content, sync=sync)
+        digests[file] = hashlib.sha256(content).hexdigest()
+    listed = sha256_lines(weights | dict(sorted(digests.items())))
+    files.write_new(folder / DIGEST_FILE, listed.encode("utf-8"), sync=sync)
     # What stands there by another name was written by a run that found other side files.
-    wanted = {DIGEST_FILE, PRECISION_FOLDER, *weights, *small}
+    wanted = {DIGEST_FILE, PRECISION_FOLDER, *weights, *digests}
     with writing(folder):
         for each in files.names(folder):
             if each not in wanted and not each.startswith("."):
                 files.remove(folder / each)
+    if sync and plan.precision is not None:
+        files.sync_folder(folder / PRECISION_FOLDER)
     return result, weights
 
 
-def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, dict[str, str]]:
-    """Stream the merged tensors, and the posterior precision where it is wanted, into files; hash the former."""
+def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, dict[str, str], dict[str, str]]:
+    """Stream the merged tensors, and the posterior precision where it is wanted, into files; return their digests."""
     plan, folder, files = output.plan, output.folder, output.files
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(Reader(_identities(plan), files))
@@ -273,9 +280,12 @@ def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, di
             digests=digests,
             journal=journal,
         )
-        if output.sync:
-            synchronise()
-        return result, digests.finish()
+        journal.synchronise()
+        weights, precision = digests.finish(threads=plan.threads), {}
+        if plan.precision is not None and precision_writer is not None:
+            found = RunningDigests(plan.precision, precision_writer).finish(threads=plan.threads)
+            precision = {f"{PRECISION_FOLDER}/{file}": digest for file, digest in found.items()}
+        return result, weights, precision
 
 
 def _texts(plan: MergePlan, name: str, result: StreamResult, weights: Mapping[str, str]) -> dict[str, str]:

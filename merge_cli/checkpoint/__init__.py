@@ -8,7 +8,8 @@ from merge_cli.checkpoint.index import Checkpoint, open_checkpoint
 from merge_cli.checkpoint.layout import Layout, lay_out
 from merge_cli.checkpoint.locate import SIDE_PATTERNS, locate
 from merge_cli.checkpoint.reader import Reader
-from merge_cli.checkpoint.writer import ShardWriter, Staging, check_replaceable
+from merge_cli.checkpoint.staging import Staging, check_replaceable
+from merge_cli.checkpoint.writer import ShardWriter
 
 __all__ = [
     "SIDE_PATTERNS",

@@ -7,6 +7,7 @@ call fail. Calls that failed are turned into errors that name the file.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -20,12 +21,14 @@ from merge_cli.errors import CheckpointError, ResourceError
 
 # Linux transfers at most this many bytes in one call, whatever is asked for.
 _MOST_PER_CALL = 0x7FFF_F000
-_HASHED_AT_ONCE = 2**20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # The umask may take more away; nothing that is made may be changed by everyone.
 _FILE_MODE = 0o664
 _FOLDER_MODE = 0o775
-_COPIED_AT_A_TIME = 2**20
+_AT_A_TIME = 2**20
+# Of renameat2: paths start from the working directory; swap; and what systems say that have no such swap.
+_HERE, _EXCHANGE = -100, 2
+_CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV}
 
 
 class Files:
@@ -83,6 +86,18 @@ class Files:
         """Give a file or folder its new name, atomically."""
         os.rename(old, new)  # noqa: PTH104 - Path.rename would hide which call this is
 
+    def exchange(self, one: Path, other: Path) -> bool:
+        """Swap the names of two folders, atomically; return False where the system or the file system cannot."""
+        renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if renameat2 is None:
+            return False
+        if not renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+            return True
+        number = ctypes.get_errno()
+        if number in _CANNOT_EXCHANGE:
+            return False
+        raise OSError(number, os.strerror(number))
+
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         os.close(fd)
@@ -102,6 +117,10 @@ class Files:
     def remove_folder(self, path: Path) -> None:
         """Remove a folder and what is in it."""
         shutil.rmtree(path)
+
+    def remove_empty_folder(self, path: Path) -> None:
+        """Remove a folder in which nothing is."""
+        path.rmdir()
 
     def lock(self, fd: int) -> bool:
         """Lock a file for this process alone; return False where another holds it."""
@@ -139,38 +158,63 @@ class Files:
         """Return all of a small file.
 
         Raises:
-            CheckpointError: If it has more than ``most`` bytes, is not a regular file, or cannot be read.
+            CheckpointError: If it has more than ``most`` bytes, is no regular file, cannot be read, or grows meanwhile.
         """
-        with reading(path):
-            fd = self.open_read(path)
-        try:
-            with reading(path):
-                size = self.stat(fd).st_size
+        with self._opened(path) as (fd, size):
             if size > most:
                 raise CheckpointError(f"{path} has {size} bytes, expected {most} at most", hint="is it the right file?")
             content = bytearray(size)
             self.read_exactly(fd, memoryview(content), 0, path)
-        finally:
-            self.close(fd)
+            self._check_end(fd, size, path)
         return bytes(content)
 
-    def copy(self, source: Path, target: Path, *, sync: bool) -> None:
-        """Copy a file to a new name, a part of it in memory at a time."""
-        with reading(source):
-            fd = self.open_read(source)
-        try:
-            with reading(source):
-                size = self.stat(fd).st_size
-            self._write_new(target, size, self._parts(fd, size, source), sync=sync)
-        finally:
-            self.close(fd)
+    def copy(self, source: Path, target: Path, *, sync: bool) -> str:
+        """Copy a file to a new name, a part of it in memory at a time; return the SHA-256 of what was copied."""
+        digest = hashlib.sha256()
+        with self._opened(source) as (fd, size):
+            self._write_new(target, size, self._parts(fd, size, source, digest), sync=sync)
+            self._check_end(fd, size, source)
+        return digest.hexdigest()
 
-    def _parts(self, fd: int, size: int, path: Path) -> Iterator[memoryview]:
-        buffer = memoryview(bytearray(min(size, _COPIED_AT_A_TIME)))
-        for start in range(0, size, _COPIED_AT_A_TIME):
+    def sha256(self, path: Path) -> str:
+        """Return the SHA-256 of a file in hexadecimal.
+
+        Raises:
+            CheckpointError: If it cannot be read, or grows meanwhile.
+        """
+        digest = hashlib.sha256()
+        with self._opened(path) as (fd, size):
+            for _ in self._parts(fd, size, path, digest):
+                pass
+            self._check_end(fd, size, path)
+        return digest.hexdigest()
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[tuple[int, int]]:
+        """Yield the descriptor and the size of a file that is only read."""
+        with reading(path):
+            fd = self.open_read(path)
+            try:
+                yield fd, self.stat(fd).st_size
+            finally:
+                self.close_read(fd)
+
+    def _parts(self, fd: int, size: int, path: Path, digest: hashlib._Hash) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(min(size, _AT_A_TIME)))
+        for start in range(0, size, _AT_A_TIME):
             part = buffer[: size - start]
             self.read_exactly(fd, part, start, path)
+            digest.update(part)
             yield part
+
+    def _check_end(self, fd: int, size: int, path: Path) -> None:
+        if self.pread(fd, memoryview(bytearray(1)), size):
+            raise CheckpointError(f"{path} has grown while it was read", hint="start again when it is complete")
+
+    def close_read(self, fd: int) -> None:
+        """Close what was only read; that the system complains of it then says nothing about what was read."""
+        with contextlib.suppress(OSError):
+            self.close(fd)
 
     def write_all(self, fd: int, view: memoryview, offset: int, path: Path) -> None:
         """Write all of ``view``, a view of single bytes, at ``offset``.
@@ -193,31 +237,6 @@ class Files:
             fd = self.open_folder(folder)
             try:
                 self.sync(fd)
-            finally:
-                self.close(fd)
-
-    def sha256(self, path: Path) -> str:
-        """Return the SHA-256 of a file in hexadecimal.
-
-        Raises:
-            CheckpointError: If it cannot be read.
-        """
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
-        with self._opened(path) as fd:
-            left, offset = self.stat(fd).st_size, 0
-            while offset < left:
-                view = buffer[: left - offset]
-                self.read_exactly(fd, view, offset, path)
-                digest.update(view)
-                offset += len(view)
-        return digest.hexdigest()
-
-    @contextlib.contextmanager
-    def _opened(self, path: Path) -> Iterator[int]:
-        with reading(path):
-            fd = self.open_read(path)
-            try:
-                yield fd
             finally:
                 self.close(fd)
 
@@ -267,6 +286,15 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def reading_back() -> Iterator[None]:
+    """Turn a CheckpointError of the block into a ResourceError: what cannot be read is not an input but the output."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise ResourceError(error.message) from error.__cause__
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def read_header(path: Path, files: Files) -> Header:
         raw = bytearray(header_bytes)
         files.read_exactly(fd, memoryview(raw), 8, path)
     finally:
-        files.close(fd)
+        files.close_read(fd)
     entries = _parse(bytes(raw), path)
     metadata = _metadata(entries.pop("__metadata__", {}), path)
     tensors = [_tensor(name, entry, path, 8 + header_bytes) for name, entry in entries.items()]

@@ -87,7 +87,7 @@ def _storage_members(path: Path, files: Files) -> tuple[dict[int, int], str]:
         try:
             with zipfile.ZipFile(path) as archive:
                 return _members(archive, path, files)
-        except (CheckpointError, OSError):
+        except (CheckpointError, OSError, MemoryError):
             raise
         # zipfile meets damage with whatever its parsing stumbles over: struct, zlib, Unicode and index errors.
         except Exception as error:
@@ -116,7 +116,7 @@ def _members(archive: zipfile.ZipFile, path: Path, files: Files) -> tuple[dict[i
                 names_bytes = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
                 members[info.header_offset + 30 + names_bytes] = info.file_size
         finally:
-            files.close(fd)
+            files.close_read(fd)
     return members, digest.hexdigest()
 
 
@@ -130,6 +130,8 @@ def _load(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, and reading it would run code that came with it; refused",
             hint=_RESAVE + ", on a machine where you trust this file",
         ) from error
+    except MemoryError:
+        raise
     # A damaged pickle makes the unpickler raise whatever its instructions happen to lead to.
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -34,7 +34,7 @@ class Reader:
     ) -> None:
         self._identities = {identity.path: identity for identity in identities}
         self._files = files or Files()
-        self._open = Descriptors(self._open_checked, lambda path, fd: self._files.close(fd), most_open=most_open)
+        self._open = Descriptors(self._open_checked, lambda path, fd: self._files.close_read(fd), most_open=most_open)
         self._seen: dict[Path, tuple[int, int]] = {}
 
     def read_into(self, view: memoryview, tensor: StoredTensor, start: int) -> None:
@@ -62,7 +62,7 @@ class Reader:
             try:
                 self._check(path, self._files.stat(fd))
             except BaseException:
-                self._files.close(fd)
+                self._files.close_read(fd)
                 raise
             return fd
 

@@ -84,12 +84,16 @@ def merge(
         render.plan(planned, as_json=False, to_stderr=True)
     with showing(visible=not quiet and not as_json) as listener:
         report = run_merge(planned, out, force=force, restart=restart, sync=fsync, listener=listener)
-    if not quiet:
-        render.warnings(report.warnings[len(planned.warnings) :])
-    if as_json:
-        typer.echo(json.dumps(report.to_json()))
-    elif not quiet:
-        render.report(report)
+    try:
+        if not quiet:
+            render.warnings(report.warnings[len(planned.warnings) :])
+        if as_json:
+            typer.echo(json.dumps(report.to_json()))
+        elif not quiet:
+            render.report(report)
+    except BaseException as error:
+        error.add_note(f"{out} is complete all the same")
+        raise
 
 
 def plan(

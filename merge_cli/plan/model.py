@@ -175,7 +175,13 @@ class MergePlan:
                 for each in self.inputs
                 for file in each.files
             },
-            "layout": _sha256([hashlib.sha256(shard.header).hexdigest() for shard in self.layout.shards]),
+            "layout": _sha256(
+                [
+                    [hashlib.sha256(shard.header).hexdigest() for shard in layout.shards]
+                    for layout in (self.layout, self.precision)
+                    if layout is not None
+                ]
+            ),
             "parameters": _sha256(
                 [[task.place.name, task.params.model_dump() if task.params else None] for task in self.tasks]
             ),

@@ -56,7 +56,8 @@ def _comes_along(name: str) -> bool:
     def matches(patterns: Iterable[str]) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
-    return matches(SIDE_PATTERNS) and not matches(_NOT_COPIED)
+    # Hidden files are those of editors, systems, and this program's own work.
+    return not name.startswith(".") and matches(SIDE_PATTERNS) and not matches(_NOT_COPIED)
 
 
 def output_config(inputs: Inputs, names: Names, dtype: DType | None) -> Mapping[str, Any]:

@@ -1,10 +1,10 @@
 """Blocks through a method: the only package that knows threads and devices."""
 
 from merge_cli.stream.device import choose_device
-from merge_cli.stream.digests import RunningDigests, sha256_of_files
+from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.engine import stream
 from merge_cli.stream.fishers import check_fishers
-from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span, check_same, read_journal
+from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span, check_same, distrust, read_journal
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.result import StreamResult
 from merge_cli.stream.sanity import examine
@@ -23,8 +23,8 @@ __all__ = [
     "check_fishers",
     "check_same",
     "choose_device",
+    "distrust",
     "examine",
     "read_journal",
-    "sha256_of_files",
     "stream",
 ]

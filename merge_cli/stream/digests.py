@@ -1,32 +1,20 @@
-"""SHA-256 of output files: of shards while they are written, of small files afterwards."""
+"""SHA-256 of output shards while they are written."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from merge_cli.checkpoint import Files, Layout, ShardWriter, StoredTensor
+from merge_cli.checkpoint import Layout, ShardWriter, StoredTensor
 from merge_cli.stream.pool import Job
 
 # Bytes that are hashed by one job, and that are read back at a time.
 _CHUNK = 8 * 2**20
 _READ = 2**20
-
-
-def sha256_of_files(folder: Path, names: Sequence[str], *, threads: int, files: Files | None = None) -> dict[str, str]:
-    """Return name -> SHA-256 in hexadecimal, in the order given; hashlib releases the lock, so threads help.
-
-    Raises:
-        CheckpointError: If a file cannot be read.
-    """
-    sha256 = (files or Files()).sha256
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        return dict(zip(names, pool.map(sha256, [folder / name for name in names]), strict=True))
 
 
 @dataclass
@@ -65,11 +53,17 @@ class RunningDigests:
             shard.busy = True
         return [lambda worker: self._advance(shard)]
 
-    def finish(self) -> dict[str, str]:
-        """Hash what is left and return file name -> SHA-256; call it when everything is written."""
+    def finish(self, *, threads: int) -> dict[str, str]:
+        """Hash what is left and return file name -> SHA-256; call it when everything is written.
+
+        Raises:
+            ResourceError: If the system does not give back what was written.
+        """
         for shard in self._shards.values():
             shard.ready = shard.size
-            self._advance(shard)
+        # hashlib releases the interpreter's lock.
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(self._advance, self._shards.values()))
         return {shard.name: shard.digest.hexdigest() for shard in self._shards.values()}
 
     def _advance(self, shard: _Shard) -> Iterable[Job[Any]]:

@@ -20,7 +20,7 @@ from merge_cli.stream.allocator import keep_large_buffers
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.journal import Journal, Record, Span, Tally, gaps, spans_of
-from merge_cli.stream.pool import Job, Pool
+from merge_cli.stream.pool import Job, Pool, as_memory_error
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.result import StreamResult, diagnosis
 from merge_cli.stream.result import Totals as Tallies
@@ -63,7 +63,10 @@ def stream(
     """
     keep_large_buffers()
     device = choose_device(plan.device)
-    workers = [Worker(plan, reader, writer, device, precision_writer) for _ in range(plan.threads)]
+    try:
+        workers = [Worker(plan, reader, writer, device, precision_writer) for _ in range(plan.threads)]
+    except RuntimeError as error:
+        raise as_memory_error(error) from None
     chain, tallies = Chain(plan, {}, {}), Tallies()
     past = journal.past.records if journal is not None else ()
     for record in past:

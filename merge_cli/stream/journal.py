@@ -14,19 +14,20 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.files import writing
+from merge_cli.checkpoint.files import reading_back, writing
 from merge_cli.errors import RecipeError
 
 JOURNAL_FILE = ".journal"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _SYNC_SECONDS = 10.0
 _FORMAT = 1
+_MOST_BYTES = 2**32
 
 Span = tuple[int, int]
 
@@ -70,15 +71,18 @@ class Past:
     synced: int = 0
 
 
-def read_journal(path: Path) -> Past | None:
+def read_journal(path: Path, files: Files | None = None) -> Past | None:
     """Return what a journal says that can be relied on; None where there is no journal or not even its first line.
 
     Raises:
-        OSError: If it cannot be read.
+        ResourceError: If it cannot be read.
     """
-    if not path.is_file():
-        return None
-    lines = _sound_lines(path.read_bytes())
+    files = files or Files()
+    with writing(path.parent):
+        if path.name not in files.names(path.parent):
+            return None
+    with reading_back():
+        lines = _sound_lines(files.read_whole(path, most=_MOST_BYTES))
     first = next(lines, None)
     if not isinstance(first, dict) or first.get("format") != _FORMAT:
         return None
@@ -158,6 +162,9 @@ class Journal:
         self._files.write_new(fresh, content, sync=sync is not None)
         with writing(path):
             self._files.rename(fresh, path)
+        if sync is not None:
+            self._files.sync_folder(path.parent)
+        with writing(path):
             self._fd = self._files.open_write(path)
         self._end = len(content)
         self._writing, self._syncing = threading.Lock(), threading.Lock()
@@ -184,8 +191,18 @@ class Journal:
             finally:
                 self._syncing.release()
 
+    def synchronise(self) -> None:
+        """Return when everything written so far is on the device, and noted to be, where anybody wants that.
+
+        Raises:
+            ResourceError: If it is not.
+        """
+        with self._syncing:
+            self._synchronise()
+
     def _synchronise(self) -> None:
-        assert self._sync is not None
+        if self._sync is None:
+            return
         with self._writing:
             written = self._written
         self._sync()
@@ -204,6 +221,20 @@ class Journal:
         """Close the file; it stays."""
         with writing(self._path):
             self._files.close(self._fd)
+
+
+def distrust(path: Path, files: Files) -> None:
+    """Strike from a journal what is not known to be on the device.
+
+    Where the device has failed, the system may have dropped what it could not write, and would give back something
+    else as if it had been written.
+
+    Raises:
+        ResourceError: If that cannot be done.
+    """
+    past = read_journal(path, files)
+    if past is not None and len(past.records) > past.synced:
+        Journal(path, past.decisions, past=replace(past, records=past.records[: past.synced]), files=files).close()
 
 
 def spans_of(records: Iterable[Record]) -> dict[str, list[Span]]:

@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't start new thread")
+
 W = TypeVar("W")
 # A job gets its worker's own context and returns the jobs that it makes possible.
 Job = Callable[[W], Iterable["Job[W]"]]
@@ -37,10 +39,12 @@ class Pool(Generic[W]):
         # A run that ended in an error has left jobs behind, and others that it never saw finished.
         self._coming, self._error, self._running = iter(jobs), None, 0
         self._urgent.clear()
-        threads = [threading.Thread(target=self._work, args=(context,), daemon=True) for context in self._contexts]
-        for thread in threads:
-            thread.start()
+        threads: list[threading.Thread] = []
         try:
+            for context in self._contexts:
+                thread = threading.Thread(target=self._work, args=(context,), daemon=True)
+                thread.start()
+                threads.append(thread)
             for thread in threads:
                 # A join without a timeout cannot be interrupted by a signal on every platform.
                 while thread.is_alive():
@@ -49,6 +53,8 @@ class Pool(Generic[W]):
             self._stop(error)
             for thread in threads:
                 thread.join()
+            if isinstance(error, RuntimeError):
+                raise as_memory_error(error) from None
             raise
         if self._error is not None:
             raise self._error
@@ -60,7 +66,7 @@ class Pool(Generic[W]):
             try:
                 following = list(job(context))
             except BaseException as error:
-                self._stop(_as_memory_error(error))
+                self._stop(as_memory_error(error))
                 return
             with self._wake:
                 self._running -= 1
@@ -95,9 +101,9 @@ class Pool(Generic[W]):
             self._wake.notify_all()
 
 
-def _as_memory_error(error: BaseException) -> BaseException:
-    """Torch has no type of error of its own for memory that the CPU's allocator did not get."""
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+def as_memory_error(error: BaseException) -> BaseException:
+    """Return an error as a MemoryError if it is one: neither torch's CPU allocator nor threads have a type for it."""
+    if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
         memory_error = MemoryError(str(error))
         memory_error.__cause__ = error
         return memory_error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from merge_cli.checkpoint import Checkpoint, Files, Reader, to_torch
 from merge_cli.checkpoint.json_text import read_json
 from merge_cli.errors import CheckpointError, listed
 from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE
-from merge_cli.stream import Listener, sha256_of_files
+from merge_cli.stream import Listener
 
 _CHUNK = 2**20
 _MOST_DIGESTS = 100_000_000
@@ -51,7 +52,8 @@ def check_digests(out: Path, made: Mapping[str, Any], threads: int, files: Files
             problems.append(f"{DIGEST_FILE} and {MANIFEST_FILE} disagree about {name}")
     there = [name for name in recorded if (out / name).is_file()]
     problems += [f"{name} is missing" for name in recorded if name not in there]
-    actual = sha256_of_files(out, there, threads=threads, files=files)
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        actual = dict(zip(there, pool.map(files.sha256, [out / name for name in there]), strict=True))
     changed = [name for name in there if actual[name] != recorded[name]]
     problems += [f"{name} has changed: its SHA-256 is not the recorded one" for name in changed]
     return len(there) - len(changed), problems

@@ -1,4 +1,4 @@
-"""A signal ends the program with its code and leaves nothing behind."""
+"""A signal ends the program with its code and leaves nothing behind but what the same command can go on from."""
 
 import json
 import signal
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import listing
+from merge_cli.stream import read_journal
+from tests.cli.conftest import Run, listing
+from tests.crash.cases import contents
 
 # Each write takes a while, and the first one is announced: a signal then arrives in the middle of the work.
 _PROGRAM = """
@@ -74,6 +76,32 @@ def test_a_merge_that_is_stopped_leaves_nothing(folder: Path, number: signal.Sig
     assert err == f"error: {word}; nothing was written\n"
     assert json.loads(out) == {"error": f"{word}; nothing was written", "hint": None, "exit_code": code}
     assert listing(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_merge_that_is_stopped_when_something_is_done_goes_on_from_there(
+    folder: Path, run: Run, number: signal.Signals, code: int, word: str
+) -> None:
+    process = started(folder, pause=0.7)
+    journal = folder / "out.partial" / ".journal"
+    # One of two tensors is noted; the other takes a while yet.
+    for _ in range(1200):
+        past = read_journal(journal) if journal.parent.is_dir() else None
+        if past is not None and past.records:
+            break
+        time.sleep(0.02)
+    process.send_signal(number)
+    returned, _, err = ended(process)
+    assert returned == code
+    assert err == (f"error: {word}\n  hint: what is done is kept in out.partial: the same command goes on from there\n")
+    assert not (folder / "out").exists()
+    done = run("merge", "r.yml", "out", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["resumed_bytes"] > 0
+    assert run("merge", "r.yml", "whole/out").code == 0
+    assert contents(folder / "out") == contents(folder / "whole" / "out")
 
 
 def test_a_signal_that_was_to_be_ignored_is_ignored(folder: Path) -> None:

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from merge_cli.kernels import GRAIN
+from merge_cli.methods import find_method, method_names
 from merge_cli.methods.contract import Params
 from merge_cli.plan import MergePlan
 from merge_cli.run import merge
 from tests.checkpoints import read_checkpoint, write_checkpoint
-from tests.stream.families import every_method, planned, recipe_for
+from tests.crash.cases import contents
+from tests.methods.support import typical_params
+from tests.stream.families import N, every_method, planned, recipe_for
 
 # (elements per block, threads)
 CUTS = [(GRAIN, 1), (GRAIN, 3), (5 * GRAIN, 2), (64 * GRAIN, 1)]
@@ -37,12 +40,12 @@ PREPARED: dict[str, dict[str, Any]] = {
 }
 
 
-def results(plan: MergePlan, folder: Path) -> list[tuple[bytes, Any]]:
-    """Return the bytes of the output and what was counted, for every cut."""
+def results(plan: MergePlan, folder: Path) -> list[tuple[dict[str, bytes], Any]]:
+    """Return the bytes of every file of the output and what was counted, for every cut."""
     found = []
     for i, (numel, threads) in enumerate(CUTS):
-        report = merge(replace(plan, block_numel=numel, threads=threads), folder / str(i), sync=False)
-        found.append(((folder / str(i) / "model.safetensors").read_bytes(), report.counts))
+        report = merge(replace(plan, block_numel=numel, threads=threads), folder / str(i) / "out", sync=False)
+        found.append((contents(folder / str(i) / "out"), report.counts))
     return found
 
 
@@ -88,6 +91,23 @@ def test_shards_hold_the_same_tensors(family: Path, tmp_path: Path, shard_size: 
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     assert wanted.keys() == found.keys()
     assert all(_same(wanted[name], found[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_shards_threads_and_memory_do_not_change_a_tensor_of_any_method(
+    family: Path, tmp_path: Path, name: str
+) -> None:
+    method = find_method(name)
+    recipe = recipe_for(name, typical_params(method.params, min(N, method.models[1] or N))[0])
+    merge(planned(family, recipe, threads=2), tmp_path / "one file", sync=False)
+    wanted = read_checkpoint(tmp_path / "one file")
+    for i, (shard_size, threads, memory) in enumerate([(1, 3, 2**23), (300_000, 1, 2**31)]):
+        plan = planned(family, recipe, shard_size=shard_size, threads=threads, memory=memory)
+        merge(plan, tmp_path / str(i), sync=False)
+        found = read_checkpoint(tmp_path / str(i))
+        assert len(list((tmp_path / str(i)).glob("*.safetensors"))) > 1
+        assert wanted.keys() == found.keys()
+        assert all(_same(wanted[tensor], found[tensor]) for tensor in wanted)
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
