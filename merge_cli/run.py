@@ -33,6 +33,7 @@ from merge_cli.stream import (
     check_fishers,
     check_same,
     choose_device,
+    crowds_memory,
     distrust,
     examine,
     read_journal,
@@ -285,6 +286,8 @@ def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, di
         if plan.precision is not None and precision_writer is not None:
             found = RunningDigests(plan.precision, precision_writer).finish(threads=plan.threads)
             precision = {f"{PRECISION_FOLDER}/{file}": digest for file, digest in found.items()}
+        if output.sync and crowds_memory(plan):
+            writer.forget()
         return result, weights, precision
 
 

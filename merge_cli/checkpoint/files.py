@@ -82,6 +82,16 @@ class Files:
         """Return when the file's data is on the device."""
         os.fsync(fd)
 
+    def expect(self, fd: int, offset: int, count: int) -> None:
+        """Tell the system that bytes of a file are about to be read, so that it begins to."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, offset, count, os.POSIX_FADV_WILLNEED)
+
+    def forget(self, fd: int, offset: int, count: int) -> None:
+        """Tell the system that bytes of a file are not needed again, so that others' files may stay in memory."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, offset, count, os.POSIX_FADV_DONTNEED)
+
     def rename(self, old: Path, new: Path) -> None:
         """Give a file or folder its new name, atomically."""
         os.rename(old, new)  # noqa: PTH104 - Path.rename would hide which call this is

@@ -5,6 +5,7 @@ No file is mapped: a mapped file that is truncated meanwhile kills the process, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,6 +47,16 @@ class Reader:
         with self._open.use(tensor.file) as fd:
             self._files.read_exactly(fd, view, tensor.offset + start * tensor.dtype.itemsize, tensor.file)
 
+    def expect(self, tensor: StoredTensor, start: int, count: int) -> None:
+        """Say that elements of a tensor will be read, so that the system begins to; it may not listen."""
+        with self._open.use(tensor.file) as fd, contextlib.suppress(OSError):
+            self._files.expect(fd, *_bytes_of(tensor, start, count))
+
+    def forget(self, tensor: StoredTensor, start: int, count: int) -> None:
+        """Say that elements of a tensor will not be read again; the system may not listen."""
+        with self._open.use(tensor.file) as fd, contextlib.suppress(OSError):
+            self._files.forget(fd, *_bytes_of(tensor, start, count))
+
     def check_unchanged(self) -> None:
         """Refuse files that were replaced or written to since they were planned, of those that were read.
 
@@ -78,3 +89,7 @@ class Reader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._open.close()
+
+
+def _bytes_of(tensor: StoredTensor, start: int, count: int) -> tuple[int, int]:
+    return tensor.offset + start * tensor.dtype.itemsize, count * tensor.dtype.itemsize

@@ -70,6 +70,12 @@ class ShardWriter:
             with self._open.use(path) as fd, writing(path):
                 self._files.sync(fd)
 
+    def forget(self) -> None:
+        """Say that what was written, and synced, will not be read soon; the system may not listen."""
+        for path in self._paths.values():
+            with self._open.use(path) as fd, contextlib.suppress(OSError):
+                self._files.forget(fd, 0, self._sizes[path])
+
     def close(self) -> None:
         """Close the files.
 

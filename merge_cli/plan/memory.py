@@ -10,7 +10,7 @@ from merge_cli.methods.contract import Need, Scope
 from merge_cli.units import format_bytes
 
 # Half a megabyte per row: several rows and their temporaries then stay in a core's cache.
-_BEST_BLOCK = 131072
+_BEST_BLOCK = 262144
 # Read and write buffers, at the widest dtype.
 _RAW_BYTES = 16
 

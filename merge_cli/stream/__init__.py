@@ -1,5 +1,6 @@
 """Blocks through a method: the only package that knows threads and devices."""
 
+from merge_cli.stream.allocator import crowds_memory
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.engine import stream
@@ -23,6 +24,7 @@ __all__ = [
     "check_fishers",
     "check_same",
     "choose_device",
+    "crowds_memory",
     "distrust",
     "examine",
     "read_journal",

@@ -1,4 +1,4 @@
-"""How glibc gives out large buffers.
+"""How glibc gives out large buffers, and how the system keeps files in memory.
 
 By default every allocation beyond a threshold is mapped and unmapped anew, and each of its pages is faulted in and
 cleared. Methods make temporaries of a block's size for every operation, so that costs several times the arithmetic:
@@ -6,8 +6,14 @@ cleared. Methods make temporaries of a block's size for every operation, so that
 """
 
 import ctypes
+import re
 import sys
 from functools import cache
+from pathlib import Path
+
+from merge_cli.plan import MergePlan
+
+_MEMORY = Path("/proc/meminfo")
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -25,3 +31,15 @@ def keep_large_buffers() -> bool:
     mapped = mallopt(_M_MMAP_THRESHOLD, 256 * 2**20)
     trimmed = mallopt(_M_TRIM_THRESHOLD, 1024 * 2**20)
     return bool(mapped and trimmed)
+
+
+def crowds_memory(plan: MergePlan) -> bool:
+    """Whether the files of a merge take more than half the memory that the system could give them.
+
+    Kept in memory they would push out everyone else's, and be gone themselves before a second merge could use them.
+    """
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB$", _MEMORY.read_text(encoding="ascii"), flags=re.MULTILINE)
+    except OSError:
+        return False
+    return found is not None and plan.read_bytes + plan.written_bytes > int(found[1]) * 1024 // 2

@@ -16,7 +16,7 @@ from typing import Any
 from merge_cli.checkpoint import Reader
 from merge_cli.methods.contract import Extent, Measure, Measured, Totals
 from merge_cli.plan import MergePlan, TensorTask
-from merge_cli.stream.allocator import keep_large_buffers
+from merge_cli.stream.allocator import crowds_memory, keep_large_buffers
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.journal import Journal, Record, Span, Tally, gaps, spans_of
@@ -63,8 +63,9 @@ def stream(
     """
     keep_large_buffers()
     device = choose_device(plan.device)
+    drops = crowds_memory(plan)
     try:
-        workers = [Worker(plan, reader, writer, device, precision_writer) for _ in range(plan.threads)]
+        workers = [Worker(plan, reader, writer, device, precision_writer, drops) for _ in range(plan.threads)]
     except RuntimeError as error:
         raise as_memory_error(error) from None
     chain, tallies = Chain(plan, {}, {}), Tallies()
@@ -178,11 +179,12 @@ class _Engine:
     def _copy_job(self, task: TensorTask, span: Span) -> Job[Worker]:
         def copy(worker: Worker) -> _Jobs:
             assert task.copied is not None
+            worker.expect(task, span)
             worker.tally = Tally()
             for start, count in self.blocks(span):
                 nbytes = worker.write(worker.read(task.copied, start, count), task, start)
                 self.listener.advance(task.place.name, nbytes)
-            return self._written(task, span, worker.tally)
+            return self._written(worker, task, span)
 
         return copy
 
@@ -191,6 +193,7 @@ class _Engine:
         needs = method.needs(task.params, self.plan.needs)
 
         def merge(worker: Worker) -> _Jobs:
+            worker.expect(task, span)
             # What measures have counted on the way is not counted twice.
             worker.tally = Tally()
             for start, count in self.blocks(span):
@@ -199,14 +202,15 @@ class _Engine:
                 if "precision" in block.emitted:
                     worker.write_precision(block.emitted["precision"], task, start)
                 self.listener.advance(task.place.name, nbytes)
-            return self._written(task, span, worker.tally)
+            return self._written(worker, task, span)
 
         return merge
 
-    def _written(self, task: TensorTask, span: Span, tally: Tally) -> _Jobs:
-        self.tallies.add(task.place.name, tally)
+    def _written(self, worker: Worker, task: TensorTask, span: Span) -> _Jobs:
+        self.tallies.add(task.place.name, worker.tally)
+        worker.forget(task, span)
         if self.journal is not None:
-            self.journal.record(Record(task.place.name, *span, tally))
+            self.journal.record(Record(task.place.name, *span, worker.tally))
         return self.digests.add(task.place, *span) if self.digests is not None else ()
 
 
@@ -249,6 +253,7 @@ class _Round:
                 part = self.measure.fold(self.state, part, block, params)
                 if len(self.tasks) > 1:
                     self.engine.listener.advance(task.place.name, count)
+                    worker.forget(task, (start, count))
             return self._finish(part)
 
         return fold

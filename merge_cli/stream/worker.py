@@ -14,7 +14,7 @@ from merge_cli.checkpoint import DType, Reader, StoredTensor, to_torch
 from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
-from merge_cli.stream.journal import Tally
+from merge_cli.stream.journal import Span, Tally
 
 _WIDEST = 8
 # Up to here numbers round to 448, the largest of float8_e4m3fn.
@@ -48,6 +48,7 @@ class Worker:
     writer: Sink
     device: torch.device
     precision_writer: Sink | None = None
+    drops: bool = False
     tally: Tally = field(default_factory=Tally)
     _rows: dict[str, Tensor] = field(default_factory=dict)
 
@@ -62,6 +63,17 @@ class Worker:
         """Return a buffer of bytes, pinned where a GPU copies from it, and a view of it."""
         buffer = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         return buffer, memoryview(buffer.numpy())  # type: ignore[arg-type]
+
+    def expect(self, task: TensorTask, span: Span) -> None:
+        """Have the system read ahead what is needed for a range."""
+        for source in task.sources:
+            self.reader.expect(source, *span)
+
+    def forget(self, task: TensorTask, span: Span) -> None:
+        """Let the system drop a range's inputs, where all files together would crowd out everyone else's."""
+        if self.drops:
+            for source in task.sources:
+                self.reader.forget(source, *span)
 
     def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Need]) -> dict[Need, Tensor]:
         """Read what is needed of elements ``start`` to ``start + count``; deltas are computed, curvature is scaled.

@@ -11,6 +11,8 @@ wrapped functions that it calls, so the phases of a thread add up to its life.
 * read, write: in the system's calls (write includes reserving space)
 * convert: to float32 and back, deltas, checks for NaN
 * measure, compute: in the method's own functions and those of the steps before it
+* journal: noting finished ranges
+* look: the sample on which warnings rest
 * hash: SHA-256 of the output; reading it back counts as read
 * wait: for work, for a lock of Python's ``threading``, or for other threads to end
 * rest: everything else: cutting into jobs, opening files, writing the small ones
@@ -48,7 +50,10 @@ from tests.benchmarks.measuring import (
     table,
 )
 
-PHASES = ("start-up", "plan", "read", "convert", "measure", "compute", "write", "hash", "wait", "rest", "exit")
+PHASES = (
+    *("start-up", "plan", "read", "convert", "measure", "compute", "write", "hash", "journal", "look", "wait", "rest"),
+    "exit",
+)
 
 # Module, function in it, phase.
 SEAMS = (
@@ -60,7 +65,9 @@ SEAMS = (
     ("merge_cli.stream.worker", "Worker.write", "convert"),
     ("merge_cli.stream.worker", "Worker.write_precision", "convert"),
     ("merge_cli.stream.digests", "RunningDigests._advance", "hash"),
-    ("merge_cli.stream.digests", "_sha256", "hash"),
+    ("merge_cli.checkpoint.files", "Files.sync", "write"),
+    ("merge_cli.stream.journal", "Journal.record", "journal"),
+    ("merge_cli.stream.sanity", "examine", "look"),
     ("threading", "Condition.wait", "wait"),
     ("threading", "Thread.join", "wait"),
     ("threading", "Thread.run", "rest"),

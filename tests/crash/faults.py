@@ -48,6 +48,8 @@ FAULTS: Mapping[str, tuple[str, ...]] = {
     "pwrite": (*_ALWAYS, "ENOSPC", "EDQUOT", "half", "one byte", "nothing"),
     "reserve": (*_ALWAYS, "ENOSPC", "EDQUOT"),
     "stat": (*_ALWAYS, "larger", "smaller"),
+    "expect": _ALWAYS,
+    "forget": _ALWAYS,
     "status": (*_ALWAYS, "larger", "smaller"),
     "sync": (*_ALWAYS, "ENOSPC"),
     "rename": (*_ALWAYS, "EACCES", "EPERM"),

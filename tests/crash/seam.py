@@ -13,7 +13,8 @@ from merge_cli.checkpoint import Files
 
 PRIMITIVES = (
     "open_read", "open_folder", "open_write", "pread", "pwrite", "reserve", "stat", "sync", "rename", "exchange",
-    "close", "status", "make_folder", "names", "remove", "remove_folder", "remove_empty_folder", "lock", "free",
+    "close", "status", "expect", "forget", "make_folder", "names", "remove", "remove_folder", "remove_empty_folder",
+    "lock", "free",
 )  # fmt: skip
 BUILT = ("read_exactly", "write_all", "sync_folder", "read_whole", "copy", "sha256", "close_read", "write_new")
 

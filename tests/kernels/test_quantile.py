@@ -199,11 +199,24 @@ def test_entries_that_pile_up_within_one_wide_bin_are_resolved() -> None:
 
 def test_more_than_two_billion_equal_entries_are_counted() -> None:
     # Frozen layers give a large model billions of zero deltas; here every zero stands for 2**30 of them.
-    search = Bracket(rank=2**33, low=0, high=2**20)
+    search = Bracket(rank=2**33, low=0, high=2**12)
     parts = [gather(search, None, torch.zeros(4)) for _ in range(2)]
     for part in parts:
-        part.inside *= 2**30
+        part.counts *= 2**30
     assert next_search(search, join(*parts)) == 0.0
+
+
+def test_what_is_too_much_to_hold_is_counted_in_bins(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Seven patterns may be held. Of three pieces one has more, and two together have.
+    monkeypatch.setattr("merge_cli.kernels.quantile._MOST_INSIDE", 7)
+    values = [float(x) for x in range(1, 31)]
+    search: Any = Bracket(12, 0, 2**31)
+    for _ in range(8):
+        pieces = [gather(search, None, torch.tensor(values)[cut]) for cut in (slice(3), slice(3, 9), slice(9, 30))]
+        search = next_search(search, join(join(pieces[0], pieces[1]), pieces[2]))
+        if isinstance(search, float):
+            break
+    assert search == 19.0
 
 
 def test_pieces_are_not_modified() -> None:

@@ -1,0 +1,71 @@
+"""What the system is told of what will be read, and of what will not be read again."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from merge_cli.plan import MergePlan, build_plan
+from merge_cli.run import examined, merge
+from merge_cli.stream import allocator, crowds_memory
+from tests.checkpoints import recipe_over, write_checkpoint
+from tests.crash.seam import Seam
+
+# Three ranges of 16 blocks of 16,384 elements, the last one short.
+NUMEL = 600_000
+
+
+def planned(folder: Path) -> MergePlan:
+    for name, value in (("base", 0.0), ("one", 1.0)):
+        write_checkpoint(folder / name, {"w": torch.full((NUMEL,), value)})
+    models = [{"model": "one", "parameters": {"weight": 1}}]
+    recipe = recipe_over(folder, {"merge_method": "task_arithmetic", "base_model": "base", "models": models})
+    return examined(build_plan(recipe, memory=2**20, threads=1))
+
+
+def told(files: Seam, what: str, path: Path) -> list[tuple[int, int]]:
+    """Return the ranges of a file of which something was said, in elements."""
+    found = [call.arguments[1:] for call in files.made if call.name == what and call.path == path]
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    return [((offset - header) // 4, count // 4) for offset, count in found]
+
+
+def test_each_range_is_announced_before_it_is_read(tmp_path: Path) -> None:
+    plan, files = planned(tmp_path), Seam()
+    merge(plan, tmp_path / "out", sync=False, files=files)
+    step = 16 * plan.block_numel
+    ranges = [(start, min(step, NUMEL - start)) for start in range(0, NUMEL, step)]
+    assert len(ranges) > 1
+    for name in ("base", "one"):
+        path = tmp_path / name / "model.safetensors"
+        assert told(files, "expect", path) == ranges
+        assert told(files, "forget", path) == []
+        order = [call.name for call in files.made if call.path == path and call.name in ("expect", "pread")]
+        assert order[0] == "expect"
+
+
+def test_what_would_crowd_the_memory_is_dropped_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("merge_cli.stream.engine", "merge_cli.run"):
+        monkeypatch.setattr(f"{module}.crowds_memory", lambda plan: True)
+    plan, files = planned(tmp_path), Seam()
+    merge(plan, tmp_path / "out", files=files)
+    for name in ("base", "one"):
+        path = tmp_path / name / "model.safetensors"
+        assert told(files, "forget", path) == told(files, "expect", path)
+    # The output after it was synced: dirty pages cannot be dropped.
+    shard = [call.name for call in files.made if call.path.suffix == ".safetensors" and "out.partial" in str(call.path)]
+    assert shard.index("forget") > len(shard) - 1 - shard[::-1].index("sync")
+
+
+@pytest.mark.parametrize(("nbytes", "crowds"), [(512_001, True), (512_000, False)])
+def test_half_the_memory_that_is_there_may_be_filled(
+    nbytes: int, crowds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:       9999999 kB\nMemAvailable:      1000 kB\nBuffers: 5 kB\n")
+    monkeypatch.setattr(allocator, "_MEMORY", tmp_path / "meminfo")
+    plan: Any = SimpleNamespace(read_bytes=nbytes - 1000, written_bytes=1000)
+    assert crowds_memory(plan) is crowds
+    monkeypatch.setattr(allocator, "_MEMORY", tmp_path / "none")
+    assert not crowds_memory(plan)
