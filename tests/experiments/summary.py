@@ -34,6 +34,39 @@ def _lines(runs: Runs) -> Iterator[str]:
         for regime in own[0]["removal"]:
             yield from _removal(family, regime, [run["removal"][regime] for run in own])
         yield from _predictions(family, [run["regimes"] for run in own])
+    yield from _overview(runs)
+
+
+def _overview(runs: Runs) -> Iterator[str]:
+    """The least that there is to know of every family and regime, one row each."""
+    yield "\n## Overview: gradient matching as it is by default, at weight 1, and tuned\n"
+    yield "TA is task arithmetic; the spread is that of the validation loss over 20 weights.\n"
+    yield "| experts | average | tuned TA | default | - average | - tuned TA | tuned - tuned TA | spread, TA's |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for family in FAMILIES:
+        for regime in REGIMES:
+            own = [run["regimes"][regime] for run in runs if run["family"] == family]
+            if own:
+                yield "| " + " | ".join([f"{family}, {regime}", *_figures(own)]) + " |"
+
+
+def _figures(runs: Runs) -> list[str]:
+    def losses(name: str) -> list[float]:
+        return [run["models"][name]["loss"] for run in runs]
+
+    def less(name: str, other: str) -> str:
+        return str(interval([a - b for a, b in zip(losses(name), losses(other), strict=True)]))
+
+    def spread(name: str) -> float:
+        return sum(_spread(run["curves"][name]) for run in runs) / len(runs)
+
+    plain = [f"{sum(losses(name)) / len(runs):.3f}" for name in ("average", "task arithmetic, tuned", "gm auto, 1")]
+    pairs = [
+        less("gm auto, 1", "average"),
+        less("gm auto, 1", "task arithmetic, tuned"),
+        less("gm auto, tuned", "task arithmetic, tuned"),
+    ]
+    return [*plain, *pairs, f"{spread('gm auto'):.2f}, {spread('task arithmetic'):.2f}"]
 
 
 def _regime(family: str, regime: str, runs: Runs) -> Iterator[str]:
