@@ -6,8 +6,9 @@ import contextlib
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
 
 def most_descriptors() -> int:
@@ -39,21 +40,24 @@ class Descriptors:
         self._open: OrderedDict[Path, int] = OrderedDict()
         self._users: dict[Path, int] = {}
 
-    @contextlib.contextmanager
-    def use(self, path: Path) -> Iterator[int]:
-        """Yield the descriptor of a file, opened where it is not open yet."""
+    def use(self, path: Path) -> _Use:
+        """Return a context whose value is the descriptor of a file, opened where it is not open yet."""
+        return _Use(self, path)
+
+    def acquire(self, path: Path) -> int:
+        """Return the descriptor of a file, which stays open until it is released."""
         with self._lock:
             if path not in self._open:
                 self._close_idle()
                 self._open[path] = self._open_file(path)
             self._open.move_to_end(path)
             self._users[path] = self._users.get(path, 0) + 1
-            fd = self._open[path]
-        try:
-            yield fd
-        finally:
-            with self._lock:
-                self._users[path] -= 1
+            return self._open[path]
+
+    def release(self, path: Path) -> None:
+        """Say that a descriptor is no longer used."""
+        with self._lock:
+            self._users[path] -= 1
 
     def close(self) -> None:
         """Close every file, also where closing one of them fails; the last failure is raised."""
@@ -65,3 +69,18 @@ class Descriptors:
         idle = [path for path in self._open if not self._users.get(path)]
         for path in idle[: max(0, len(self._open) - self._most_open + 1)]:
             self._close_file(path, self._open.pop(path))
+
+
+class _Use:
+    """The use of one file."""
+
+    __slots__ = ("_descriptors", "_path")
+
+    def __init__(self, descriptors: Descriptors, path: Path) -> None:
+        self._descriptors, self._path = descriptors, path
+
+    def __enter__(self) -> int:
+        return self._descriptors.acquire(self._path)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._descriptors.release(self._path)

@@ -16,6 +16,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 from merge_cli.errors import CheckpointError, ResourceError
 
@@ -289,13 +290,20 @@ def _check_bytes(view: memoryview) -> None:
         raise TypeError(f"expected a view of single bytes, got items of format '{view.format}'; cast it to 'B'")
 
 
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+class reading:
     """Turn an OSError of the block into a CheckpointError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            raise CheckpointError(f"cannot read {self._path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -307,11 +315,18 @@ def reading_back() -> Iterator[None]:
         raise ResourceError(error.message) from error.__cause__
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+class writing:
     """Turn an OSError of the block into a ResourceError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        hint = "free some disk space or write elsewhere" if error.errno in _FULL else None
-        raise ResourceError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, OSError):
+            hint = "free some disk space or write elsewhere" if error.errno in _FULL else None
+            raise ResourceError(f"cannot write {self._path}: {error.strerror or error}", hint=hint) from error

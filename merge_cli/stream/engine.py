@@ -114,7 +114,9 @@ class _Engine:
 
     def _left(self, task: TensorTask) -> list[Span]:
         """Return what of a tensor is not done yet, in ranges."""
-        spans = self.done.get(task.place.name, ())
+        spans = self.done.get(task.place.name)
+        if spans is None:
+            return self.ranges(task)
         return [span for gap in gaps(spans, task.place.numel) for span in self._in_ranges(gap)]
 
     def _begin(self, task: TensorTask) -> _Jobs:

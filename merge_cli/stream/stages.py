@@ -103,7 +103,10 @@ class Chain:
         measured: Mapping[int, Any],
     ) -> Block:
         name, seed = task.place.name, self.plan.recipe.seed
-        keys = tuple(make_key(seed, stage, model, name) for model in range(len(task.models)))
+        held, keys = worker.keys.get(stage, ("", ()))
+        if held != name or len(keys) != len(task.models):
+            keys = tuple(make_key(seed, stage, model, name) for model in range(len(task.models)))
+            worker.keys[stage] = name, keys
         value = self.whole.get(stage, self.single.get((stage, name), measured.get(stage)))
         posterior = tuple(prior is not None for prior in self.plan.posteriors)
         return Block(inputs, Masks(keys, start), value, posterior, worker.tally.counts, worker.tally.sums)

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from merge_cli.checkpoint import DType, Reader, StoredTensor, to_torch
 from merge_cli.errors import CheckpointError, VerificationError
+from merge_cli.kernels import Key
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.journal import Span, Tally
 
 _WIDEST = 8
+_READ_AHEAD = 2**16
 # Up to here numbers round to 448, the largest of float8_e4m3fn.
 _MOST_F8_E4M3 = 464
 _SUMMED = (torch.bfloat16, torch.float32, torch.float64)
@@ -40,7 +42,8 @@ class Discard:
 class Worker:
     """Reads blocks into buffers that are reused, and writes results.
 
-    What :meth:`load` returns is overwritten by the next call. ``tally`` is that of the range under way.
+    What :meth:`load` returns is overwritten by the next call. ``tally`` is that of the range under way; ``keys`` are
+    those of random masks for the tensor at which each stage is.
     """
 
     plan: MergePlan
@@ -49,6 +52,7 @@ class Worker:
     device: torch.device
     precision_writer: Sink | None = None
     drops: bool = False
+    keys: dict[int, tuple[str, tuple[Key, ...]]] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     _rows: dict[str, Tensor] = field(default_factory=dict)
 
@@ -65,9 +69,10 @@ class Worker:
         return buffer, memoryview(buffer.numpy())  # type: ignore[arg-type]
 
     def expect(self, task: TensorTask, span: Span) -> None:
-        """Have the system read ahead what is needed for a range."""
-        for source in task.sources:
-            self.reader.expect(source, *span)
+        """Have the system read ahead what is needed for a range; of a small one it does anyway."""
+        if span[1] >= _READ_AHEAD:
+            for source in task.sources:
+                self.reader.expect(source, *span)
 
     def forget(self, task: TensorTask, span: Span) -> None:
         """Let the system drop a range's inputs, where all files together would crowd out everyone else's."""
