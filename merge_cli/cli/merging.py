@@ -148,7 +148,7 @@ def make_plan(
     gc.enable()
     # Before the plan, for which the models may have to be downloaded.
     choose_device(device)
-    return build_plan(
+    planned = build_plan(
         load_recipe(recipe, overrides=overrides or ()),
         memory=parse_size(memory),
         threads=threads,
@@ -156,3 +156,6 @@ def make_plan(
         device=device,
         allow_nonfinite=allow_nonfinite,
     )
+    # The plan of a large model is a million objects, none of them garbage until the end.
+    gc.freeze()
+    return planned
