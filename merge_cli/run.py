@@ -7,7 +7,6 @@ there. A run that failed because of what it read leaves nothing: it would fail a
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import time
@@ -16,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge_cli import __version__
-from merge_cli.checkpoint import FileIdentity, Files, Reader, ShardWriter, Staging, check_replaceable
+from merge_cli.checkpoint import FileIdentity, Files, Layout, Reader, ShardWriter, Staging, check_replaceable
 from merge_cli.checkpoint.files import writing
-from merge_cli.errors import CheckpointError, RecipeError, ResourceError, VerificationError
+from merge_cli.errors import RecipeError
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, manifest, model_card, sha256_lines
 from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE, PRECISION_FOLDER
@@ -30,13 +29,13 @@ from merge_cli.stream import (
     Past,
     RunningDigests,
     StreamResult,
+    can_go_on,
     check_fishers,
-    check_same,
-    choose_device,
     crowds_memory,
-    distrust,
+    decisions,
     examine,
-    read_journal,
+    find_past,
+    resumed_bytes,
     stream,
 )
 
@@ -78,9 +77,10 @@ def merge(
     plan = examined(plan, files=files)
     if strict:
         refuse_warnings(plan)
+    wanted = decisions(plan, _TOOL)
     staging = Staging(out, force=force, files=files)
     with staging.open(clear=restart) as folder:
-        past = _past(plan, folder, files)
+        past = find_past(folder, wanted, _layouts(plan, folder), files)
         try:
             if past is None:
                 staging.clear()
@@ -89,7 +89,7 @@ def merge(
         except BaseException as error:
             if staging.committed:
                 error.add_note(f"{out} is complete all the same")
-            elif _may_go_on(error) and _has_records(folder, error, files):
+            elif can_go_on(error, folder, files):
                 error.add_note(f"what is done is kept in {folder}: the same command goes on from there")
             else:
                 staging.discard()
@@ -103,7 +103,7 @@ def merge(
         parameters=sum(task.place.numel for task in plan.tasks),
         read_bytes=plan.read_bytes,
         written_bytes=plan.written_bytes,
-        resumed_bytes=_resumed_bytes(plan, past),
+        resumed_bytes=resumed_bytes(plan, past),
         seconds=round(time.perf_counter() - began, 3),
         device=result.device,
         threads=plan.threads,
@@ -167,54 +167,8 @@ def _identities(plan: MergePlan) -> list[FileIdentity]:
     return [file for each in plan.inputs for file in each.files]
 
 
-def _decisions(plan: MergePlan) -> dict[str, object]:
-    """Return what must be the same for a merge to go on where another has stopped."""
-    device = choose_device(plan.device).type
-    return {"tool": _TOOL, "device": device, "--allow-nonfinite": plan.allow_nonfinite, **plan.decisions}
-
-
-def _past(plan: MergePlan, folder: Path, files: Files) -> Past | None:
-    """Return what an earlier run of the same merge has left; None where there is nothing to go on from.
-
-    Raises:
-        RecipeError: If it was another merge, or if files that it has written are gone.
-    """
-    past = read_journal(folder / JOURNAL_FILE, files)
-    if past is None or not past.records:
-        return None
-    check_same(past, _decisions(plan), folder)
-    with writing(folder):
-        layouts = [(folder, plan.layout), (folder / PRECISION_FOLDER, plan.precision)]
-        shards = [(root / shard.file, shard.size) for root, layout in layouts if layout for shard in layout.shards]
-        wrong = [path for path, size in shards if not path.is_file() or path.stat().st_size != size]
-    if wrong:
-        raise RecipeError(
-            f"{wrong[0]}, which an unfinished merge has begun, is gone or changed",
-            hint="--restart throws away what is left of it and begins again",
-        )
-    return past
-
-
-def _may_go_on(error: BaseException) -> bool:
-    """Whether the same merge could get further another time: not if what it reads or makes is wrong."""
-    return not isinstance(error, (CheckpointError, VerificationError)) or isinstance(error.__cause__, OSError)
-
-
-def _has_records(folder: Path, error: BaseException, files: Files) -> bool:
-    """Whether something is done that can be relied on after this error."""
-    cause = error.__cause__
-    try:
-        if isinstance(error, ResourceError) and isinstance(cause, OSError) and cause.errno == errno.EIO:
-            distrust(folder / JOURNAL_FILE, files)
-        past = read_journal(folder / JOURNAL_FILE, files)
-    except (ResourceError, MemoryError):
-        return False
-    return past is not None and bool(past.records)
-
-
-def _resumed_bytes(plan: MergePlan, past: Past | None) -> int:
-    records = past.records if past is not None else ()
-    return sum(record.count * plan.layout.places[record.tensor].dtype.itemsize for record in records)
+def _layouts(plan: MergePlan, folder: Path) -> dict[Path, Layout | None]:
+    return {folder: plan.layout, folder / PRECISION_FOLDER: plan.precision}
 
 
 @dataclass(frozen=True)
@@ -269,7 +223,7 @@ def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, di
                 each.sync()
 
         sync = synchronise if output.sync else None
-        journal = Journal(folder / JOURNAL_FILE, _decisions(plan), past=past, sync=sync, files=files)
+        journal = Journal(folder / JOURNAL_FILE, decisions(plan, _TOOL), past=past, sync=sync, files=files)
         stack.callback(journal.close)
         digests = RunningDigests(plan.layout, writer)
         result = stream(

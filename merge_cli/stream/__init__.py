@@ -5,9 +5,10 @@ from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.engine import stream
 from merge_cli.stream.fishers import check_fishers
-from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span, check_same, distrust, read_journal
+from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.result import StreamResult
+from merge_cli.stream.resuming import can_go_on, decisions, find_past, resumed_bytes
 from merge_cli.stream.sanity import examine
 from merge_cli.stream.worker import Discard
 
@@ -21,12 +22,13 @@ __all__ = [
     "RunningDigests",
     "Span",
     "StreamResult",
+    "can_go_on",
     "check_fishers",
-    "check_same",
     "choose_device",
     "crowds_memory",
-    "distrust",
+    "decisions",
     "examine",
-    "read_journal",
+    "find_past",
+    "resumed_bytes",
     "stream",
 ]

@@ -8,13 +8,12 @@ tensors come first, one pass over the inputs per round.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from merge_cli.checkpoint import Reader
-from merge_cli.methods.contract import Extent, Measure, Measured, Totals
+from merge_cli.methods.contract import Extent, Measured, Totals
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.allocator import crowds_memory, keep_large_buffers
 from merge_cli.stream.device import choose_device
@@ -22,15 +21,12 @@ from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.journal import Journal, Record, Span, Tally, gaps, spans_of
 from merge_cli.stream.pool import Job, Pool, as_memory_error
 from merge_cli.stream.progress import Listener, Quiet
+from merge_cli.stream.ranges import blocks, ranges
 from merge_cli.stream.result import StreamResult, diagnosis
 from merge_cli.stream.result import Totals as Tallies
+from merge_cli.stream.rounds import Jobs, Round
 from merge_cli.stream.stages import Chain
 from merge_cli.stream.worker import Sink, Worker
-
-_BLOCKS_PER_RANGE = 16
-_SAMPLE_RUN = 4096
-
-_Jobs = Iterable[Job[Worker]]
 
 
 def stream(
@@ -98,28 +94,14 @@ class _Engine:
         self.listener.phase("merging", sum(itemsize * count for itemsize, count in todo))
         self.pool.run(job for task in self.plan.tasks for job in self._begin(task))
 
-    def ranges(self, task: TensorTask) -> list[Span]:
-        """Cut a tensor into what one job does."""
-        return list(self._in_ranges((0, task.place.numel)))
-
-    def blocks(self, span: Span) -> Iterator[Span]:
-        """Cut a range into blocks."""
-        start, count = span
-        return ((start + offset, numel) for offset, numel in _cut(count, self.plan.block_numel))
-
-    def _in_ranges(self, span: Span) -> Iterator[Span]:
-        start, count = span
-        step = self.plan.block_numel * _BLOCKS_PER_RANGE
-        return ((start + offset, numel) for offset, numel in _cut(count, step))
-
     def _left(self, task: TensorTask) -> list[Span]:
         """Return what of a tensor is not done yet, in ranges."""
         spans = self.done.get(task.place.name)
         if spans is None:
-            return self.ranges(task)
-        return [span for gap in gaps(spans, task.place.numel) for span in self._in_ranges(gap)]
+            return ranges((0, task.place.numel), self.plan.block_numel)
+        return [span for gap in gaps(spans, task.place.numel) for span in ranges(gap, self.plan.block_numel)]
 
-    def _begin(self, task: TensorTask) -> _Jobs:
+    def _begin(self, task: TensorTask) -> Jobs:
         if self.digests is not None:
             for span in self.done.get(task.place.name, ()):
                 yield from self.digests.add(task.place, *span)
@@ -128,12 +110,12 @@ class _Engine:
         elif self._left(task):
             yield from self._continue(task, self.chain.first_streamed, {})
 
-    def _continue(self, task: TensorTask, stage: int, measured: Mapping[int, Any]) -> _Jobs:
+    def _continue(self, task: TensorTask, stage: int, measured: Mapping[int, Any]) -> Jobs:
         """Return the jobs for a tensor whose stages before ``stage`` are measured."""
         for current in range(stage, self.chain.method_stage + 1):
             if self.chain.measure(current, task) is not None:
 
-                def then(value: Any, current: int = current) -> _Jobs:
+                def then(value: Any, current: int = current) -> Jobs:
                     return self._continue(task, current + 1, {**measured, current: value})
 
                 return self._rounds([task], current, measured, then)
@@ -147,7 +129,7 @@ class _Engine:
             return
         if measure.over is Extent.MODEL:
 
-            def keep(value: Any) -> _Jobs:
+            def keep(value: Any) -> Jobs:
                 self.chain.whole[stage] = value
                 return ()
 
@@ -156,8 +138,8 @@ class _Engine:
             self.listener.phase("measuring", sum(task.place.numel for task in merged))
             self.pool.run(job for task in merged for job in self._measure_alone(task, stage))
 
-    def _measure_alone(self, task: TensorTask, stage: int) -> _Jobs:
-        def keep(value: Any) -> _Jobs:
+    def _measure_alone(self, task: TensorTask, stage: int) -> Jobs:
+        def keep(value: Any) -> Jobs:
             self.chain.single[stage, task.place.name] = value
             self.listener.advance(task.place.name, task.place.numel)
             return ()
@@ -165,8 +147,8 @@ class _Engine:
         return self._rounds([task], stage, {}, keep)
 
     def _rounds(
-        self, tasks: Sequence[TensorTask], stage: int, measured: Mapping[int, Any], then: Callable[[Any], _Jobs]
-    ) -> _Jobs:
+        self, tasks: Sequence[TensorTask], stage: int, measured: Mapping[int, Any], then: Callable[[Any], Jobs]
+    ) -> Jobs:
         """Return the jobs of the first round of a measure over some tensors; ``then`` is given its value."""
         filled = [task for task in tasks if task.place.numel]
         measure = self.chain.measure(stage, filled[0]) if filled else None
@@ -176,14 +158,14 @@ class _Engine:
         state = measure.start(totals, self.chain.params(stage, tasks[0]))
         if isinstance(state, Measured):
             return then(state.value)
-        return _Round(self, filled, stage, measure, measured, then, state).jobs()
+        return Round(self.plan, self.chain, self.listener, filled, stage, measure, measured, then, state).jobs()
 
     def _copy_job(self, task: TensorTask, span: Span) -> Job[Worker]:
-        def copy(worker: Worker) -> _Jobs:
+        def copy(worker: Worker) -> Jobs:
             assert task.copied is not None
             worker.expect(task, span)
             worker.tally = Tally()
-            for start, count in self.blocks(span):
+            for start, count in blocks(span, self.plan.block_numel):
                 nbytes = worker.write(worker.read(task.copied, start, count), task, start)
                 self.listener.advance(task.place.name, nbytes)
             return self._written(worker, task, span)
@@ -194,11 +176,11 @@ class _Engine:
         method = self.plan.method
         needs = method.needs(task.params, self.plan.needs)
 
-        def merge(worker: Worker) -> _Jobs:
+        def merge(worker: Worker) -> Jobs:
             worker.expect(task, span)
             # What measures have counted on the way is not counted twice.
             worker.tally = Tally()
-            for start, count in self.blocks(span):
+            for start, count in blocks(span, self.plan.block_numel):
                 block = self.chain.block(worker, task, start, count, self.chain.method_stage, measured, needs)
                 nbytes = worker.write(method.merge(block, task.params), task, start)
                 if "precision" in block.emitted:
@@ -208,81 +190,9 @@ class _Engine:
 
         return merge
 
-    def _written(self, worker: Worker, task: TensorTask, span: Span) -> _Jobs:
+    def _written(self, worker: Worker, task: TensorTask, span: Span) -> Jobs:
         self.tallies.add(task.place.name, worker.tally)
         worker.forget(task, span)
         if self.journal is not None:
             self.journal.record(Record(task.place.name, *span, worker.tally))
         return self.digests.add(task.place, *span) if self.digests is not None else ()
-
-
-@dataclass
-class _Round:
-    """One round of a measure over some tensors: a job per range, and what follows after the last."""
-
-    engine: _Engine
-    tasks: Sequence[TensorTask]
-    stage: int
-    measure: Measure
-    measured: Mapping[int, Any]
-    then: Callable[[Any], _Jobs]
-    state: Any
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _parts: list[Any] = field(default_factory=list)
-    _open: int = 0
-
-    def jobs(self) -> list[Job[Worker]]:
-        """Return a job per range, or per set of pieces where the round is content with a sample."""
-        wanted = self.measure.sample(self.state)
-        if wanted:
-            total = sum(task.place.numel for task in self.tasks)
-            parts = [(task, _pieces(task.place.numel, wanted * task.place.numel // total)) for task in self.tasks]
-        else:
-            spans = [(task, span) for task in self.tasks for span in self.engine.ranges(task)]
-            parts = [(task, list(self.engine.blocks(span))) for task, span in spans]
-        if len(self.tasks) > 1:
-            self.engine.listener.phase("measuring", sum(count for _, blocks in parts for _, count in blocks))
-        self._open = len(parts)
-        return [self._job(task, blocks) for task, blocks in parts]
-
-    def _job(self, task: TensorTask, blocks: Sequence[Span]) -> Job[Worker]:
-        def fold(worker: Worker) -> _Jobs:
-            chain, needs = self.engine.chain, self.measure.needs & self.engine.plan.needs
-            params = chain.params(self.stage, task)
-            part: Any = None
-            for start, count in blocks:
-                block = chain.block(worker, task, start, count, self.stage, self.measured, needs)
-                part = self.measure.fold(self.state, part, block, params)
-                if len(self.tasks) > 1:
-                    self.engine.listener.advance(task.place.name, count)
-                    worker.forget(task, (start, count))
-            return self._finish(part)
-
-        return fold
-
-    def _finish(self, part: Any) -> _Jobs:
-        """Add a range's part; after the last one, return what follows."""
-        with self._lock:
-            if self._parts:
-                self._parts[0] = self.measure.combine(self._parts[0], part)
-            else:
-                self._parts.append(part)
-            self._open -= 1
-            if self._open:
-                return ()
-        state = self.measure.finish(self.state, self._parts[0])
-        if isinstance(state, Measured):
-            return self.then(state.value)
-        return replace(self, state=state, _lock=threading.Lock(), _parts=[]).jobs()
-
-
-def _pieces(numel: int, wanted: int) -> list[Span]:
-    """Spread about ``wanted`` elements evenly over a tensor, in short runs."""
-    runs = max(1, wanted // _SAMPLE_RUN)
-    if numel <= runs * _SAMPLE_RUN:
-        return list(_cut(numel, _SAMPLE_RUN))
-    return [(numel * run // runs, _SAMPLE_RUN) for run in range(runs)]
-
-
-def _cut(numel: int, step: int) -> Iterator[Span]:
-    return ((start, min(step, numel - start)) for start in range(0, numel, step))

@@ -21,7 +21,6 @@ from typing import Any
 
 from merge_cli.checkpoint import Files
 from merge_cli.checkpoint.files import reading_back, writing
-from merge_cli.errors import RecipeError
 
 JOURNAL_FILE = ".journal"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -96,37 +95,6 @@ def read_journal(path: Path, files: Files | None = None) -> Past | None:
     if not first["boot"] or first["boot"] != boot():
         records = records[:synced]
     return Past(first["decisions"], tuple(records), synced)
-
-
-def check_same(past: Past, decisions: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with what another merge has begun.
-
-    Raises:
-        RecipeError: Naming what differs.
-    """
-    changed = list(_changes(past.decisions, decisions))
-    if changed:
-        raise RecipeError(
-            f"{folder} holds an unfinished merge that was not this one: " + "; ".join(changed),
-            hint="--restart throws it away and begins again; or choose another name for the output",
-        )
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Say in words which decisions differ."""
-    # Both went through JSON or will: tuples and lists are alike there.
-    before, now = json.loads(json.dumps([before, now], default=str))
-    for what in dict.fromkeys((*before, *now)):
-        old, new = before.get(what), now.get(what)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            each = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
-            yield f"{what} {', '.join(each[:3])}{' and others' if len(each) > 3 else ''} changed"
-        elif len(str(old)) + len(str(new)) < 60:
-            yield f"{what} was {old} and is {new}"
-        else:
-            yield f"the {what} changed"
 
 
 class Journal:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from merge_cli.stream import read_journal
+from merge_cli.stream.journal import read_journal
 from tests.cli.conftest import Run, listing
 from tests.crash.cases import contents
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from merge_cli.run import merge
-from merge_cli.stream import JOURNAL_FILE, read_journal
+from merge_cli.stream.journal import JOURNAL_FILE, read_journal
 from tests.checkpoints import write_recipe
 from tests.crash.cases import RECIPES, check_sums, contents, digest, planned, shown, write_models
 from tests.crash.processes import KillAt, command_line, forked

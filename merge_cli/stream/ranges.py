@@ -1,0 +1,31 @@
+"""How tensors are cut: into ranges, of which one job does each, and those into blocks."""
+
+from __future__ import annotations
+
+from merge_cli.stream.journal import Span
+
+_BLOCKS_PER_RANGE = 16
+_SAMPLE_RUN = 4096
+
+
+def ranges(span: Span, block_numel: int) -> list[Span]:
+    """Cut a run of elements, as (start, count), into what one job does."""
+    return _cut(span, block_numel * _BLOCKS_PER_RANGE)
+
+
+def blocks(span: Span, block_numel: int) -> list[Span]:
+    """Cut a range into blocks."""
+    return _cut(span, block_numel)
+
+
+def pieces(numel: int, wanted: int) -> list[Span]:
+    """Spread about ``wanted`` elements evenly over a tensor, in short runs."""
+    runs = max(1, wanted // _SAMPLE_RUN)
+    if numel <= runs * _SAMPLE_RUN:
+        return _cut((0, numel), _SAMPLE_RUN)
+    return [(numel * run // runs, _SAMPLE_RUN) for run in range(runs)]
+
+
+def _cut(span: Span, step: int) -> list[Span]:
+    start, count = span
+    return [(start + offset, min(step, count - offset)) for offset in range(0, count, step)]

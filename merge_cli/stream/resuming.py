@@ -1,0 +1,113 @@
+"""Whether and where a merge goes on that was stopped."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merge_cli.checkpoint import Files, Layout
+from merge_cli.checkpoint.files import writing
+from merge_cli.errors import CheckpointError, RecipeError, ResourceError, VerificationError
+from merge_cli.plan import MergePlan
+from merge_cli.stream.device import choose_device
+from merge_cli.stream.journal import JOURNAL_FILE, Past, distrust, read_journal
+
+
+def decisions(plan: MergePlan, tool: str) -> dict[str, Any]:
+    """Return what must be the same for a merge to go on where another has stopped.
+
+    Args:
+        plan: What is to be done.
+        tool: Name and version of this program.
+    """
+    device = choose_device(plan.device).type
+    programs = {"tool": tool, "torch": torch.__version__, "device": device}
+    return {**programs, "--allow-nonfinite": plan.allow_nonfinite, **plan.decisions}
+
+
+def find_past(
+    folder: Path, wanted: Mapping[str, Any], layouts: Mapping[Path, Layout | None], files: Files
+) -> Past | None:
+    """Return what an earlier run of the same merge has left; None where there is nothing to go on from.
+
+    Args:
+        folder: Where its journal lies.
+        wanted: The :func:`decisions` of this run.
+        layouts: Folder -> the shards that should be there.
+        files: The system calls to use.
+
+    Raises:
+        RecipeError: If it was another merge, or if files that it has written are gone.
+    """
+    past = read_journal(folder / JOURNAL_FILE, files)
+    if past is None or not past.records:
+        return None
+    check_same(past, wanted, folder)
+    with writing(folder):
+        shards = [(root / each.file, each.size) for root, layout in layouts.items() if layout for each in layout.shards]
+        wrong = [path for path, size in shards if not path.is_file() or path.stat().st_size != size]
+    if wrong:
+        raise RecipeError(
+            f"{wrong[0]}, which an unfinished merge has begun, is gone or changed",
+            hint="--restart throws away what is left of it and begins again",
+        )
+    return past
+
+
+def can_go_on(error: BaseException, folder: Path, files: Files) -> bool:
+    """Whether the same merge could get further another time, from what is done and can be relied on after this error.
+
+    Not if what it reads or makes is wrong. What a device that fails has not synced counts for nothing.
+    """
+    if isinstance(error, (CheckpointError, VerificationError)) and not isinstance(error.__cause__, OSError):
+        return False
+    cause = error.__cause__
+    try:
+        if isinstance(error, ResourceError) and isinstance(cause, OSError) and cause.errno == errno.EIO:
+            distrust(folder / JOURNAL_FILE, files)
+        past = read_journal(folder / JOURNAL_FILE, files)
+    except (ResourceError, MemoryError):
+        return False
+    return past is not None and bool(past.records)
+
+
+def resumed_bytes(plan: MergePlan, past: Past | None) -> int:
+    """Return how many bytes of the output an earlier run had written."""
+    records = past.records if past is not None else ()
+    return sum(record.count * plan.layout.places[record.tensor].dtype.itemsize for record in records)
+
+
+def check_same(past: Past, decisions: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with what another merge has begun.
+
+    Raises:
+        RecipeError: Naming what differs.
+    """
+    changed = list(_changes(past.decisions, decisions))
+    if changed:
+        raise RecipeError(
+            f"{folder} holds an unfinished merge that was not this one: " + "; ".join(changed),
+            hint="--restart throws it away and begins again; or choose another name for the output",
+        )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Say in words which decisions differ."""
+    # Both went through JSON or will: tuples and lists are alike there.
+    before, now = json.loads(json.dumps([before, now], default=str))
+    for what in dict.fromkeys((*before, *now)):
+        old, new = before.get(what), now.get(what)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            each = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
+            yield f"{what} {', '.join(each[:3])}{' and others' if len(each) > 3 else ''} changed"
+        elif len(str(old)) + len(str(new)) < 60:
+            yield f"{what} was {old} and is {new}"
+        else:
+            yield f"the {what} changed"
