@@ -29,7 +29,7 @@ def _comparisons(rows: Sequence[Row]) -> list[str]:
     if ours.extrapolation is not None:
         said.append(
             f"Gradient matching diagnoses an extrapolation of {ours.extrapolation:.1f} at weight 1 "
-            "(up to 1.5 is fine, above 3 is bad)."
+            "(up to 1.5 is fine, above it merges are as a rule worse than the base)."
         )
     return said
 

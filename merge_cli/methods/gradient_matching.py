@@ -273,7 +273,8 @@ METHOD = Method(
     params=GradientMatchingParams,
     needs=_needs,
     summary="add or remove tasks so that the gradients of the merged model match those of joint training",
-    equation="merged = θ₀ + Σ αᵢ (H₀ + Hᵢ) / (H₀ + Σ αⱼ Hⱼ) · (θᵢ − θ₀),  Hᵢ = Nᵢ Fᵢ,  H₀ = N₀ F₀ + δ",
+    equation="merged = θ₀ + Σ αᵢ (kᵢ H₀ + Hᵢ) / (H₀ + Σ αⱼ Hⱼ) · (θᵢ − θ₀),  Hᵢ = Nᵢ Fᵢ,  H₀ = N₀ F₀ + δ;  kᵢ = 1 in "
+    "the paper (anchor: base)",
     source="Daheim et al. 2024, arXiv 2310.12808, equation 12",
     differs="the authors' code has one weight for all models, no floor and no guard, and takes every expert as "
     "anchored at the base (anchor: base, curvature_floor: 0, prior_precision: 1e-12); no other maintained tool has it",
