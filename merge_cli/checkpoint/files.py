@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from merge_cli.errors import CheckpointError, ResourceError
+from merge_cli.errors import CheckpointError, MergeError, ResourceError
 
 # Linux transfers at most this many bytes in one call, whatever is asked for.
 _MOST_PER_CALL = 0x7FFF_F000
@@ -290,8 +290,8 @@ def _check_bytes(view: memoryview) -> None:
         raise TypeError(f"expected a view of single bytes, got items of format '{view.format}'; cast it to 'B'")
 
 
-class reading:
-    """Turn an OSError of the block into a CheckpointError that names the file."""
+class _Turning:
+    """Turns an OSError of its block into an error of ours, at a third of the cost of what contextlib would make."""
 
     __slots__ = ("_path",)
 
@@ -303,7 +303,21 @@ class reading:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, OSError):
-            raise CheckpointError(f"cannot read {self._path}: {error.strerror or error}") from error
+            raise self.turned(error) from error
+
+    def turned(self, error: OSError) -> MergeError:
+        """Return what is raised instead."""
+        raise NotImplementedError
+
+
+class reading(_Turning):
+    """Turn an OSError of the block into a CheckpointError that names the file."""
+
+    __slots__ = ()
+
+    def turned(self, error: OSError) -> MergeError:
+        """Return what is raised instead."""
+        return CheckpointError(f"cannot read {self._path}: {error.strerror or error}")
 
 
 @contextlib.contextmanager
@@ -315,18 +329,12 @@ def reading_back() -> Iterator[None]:
         raise ResourceError(error.message) from error.__cause__
 
 
-class writing:
+class writing(_Turning):
     """Turn an OSError of the block into a ResourceError that names the file."""
 
-    __slots__ = ("_path",)
+    __slots__ = ()
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if isinstance(error, OSError):
-            hint = "free some disk space or write elsewhere" if error.errno in _FULL else None
-            raise ResourceError(f"cannot write {self._path}: {error.strerror or error}", hint=hint) from error
+    def turned(self, error: OSError) -> MergeError:
+        """Return what is raised instead."""
+        hint = "free some disk space or write elsewhere" if error.errno in _FULL else None
+        return ResourceError(f"cannot write {self._path}: {error.strerror or error}", hint=hint)
