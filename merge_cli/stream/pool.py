@@ -1,4 +1,9 @@
-"""Worker threads that take jobs from one queue; a finished job may put others before the rest."""
+"""Worker threads that take jobs from one queue; a finished job may put others before the rest.
+
+Threads and not processes: torch, numpy and hashlib let go of Python's lock while they work. On two cores two threads
+merge 1.6 times as fast as one (dare_ties), and two processes on half the work each no faster than that: memory bounds
+both.
+"""
 
 from __future__ import annotations
 
