@@ -18,7 +18,7 @@ _PROGRAM = """
 import sys, time
 from pathlib import Path
 from merge_cli.checkpoint import Files
-from merge_cli.cli import main
+from merge_cli.cli import program
 
 write = Files.pwrite
 calls = []
@@ -32,7 +32,7 @@ def slow(self, fd, view, offset):
 
 Files.pwrite = slow
 sys.argv = ["merge-cli", *sys.argv[1:]]
-main()
+program()
 """
 
 
@@ -72,7 +72,7 @@ def test_a_merge_that_is_stopped_leaves_nothing(folder: Path, number: signal.Sig
     # Impatience must not cut the clean-up short.
     process.send_signal(number)
     returned, out, err = ended(process)
-    assert returned == code
+    assert returned == code, err
     assert err == f"error: {word}; nothing was written\n"
     assert json.loads(out) == {"error": f"{word}; nothing was written", "hint": None, "exit_code": code}
     assert listing(folder) == before
@@ -94,7 +94,7 @@ def test_a_merge_that_is_stopped_when_something_is_done_goes_on_from_there(
         time.sleep(0.02)
     process.send_signal(number)
     returned, _, err = ended(process)
-    assert returned == code
+    assert returned == code, err
     assert err == (f"error: {word}\n  hint: what is done is kept in out.partial: the same command goes on from there\n")
     assert not (folder / "out").exists()
     done = run("merge", "r.yml", "out", "--json")
