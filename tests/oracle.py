@@ -216,21 +216,27 @@ def dare_ties(
 def keep_mask(parts: Sequence[str | int], numel: int, density: float, *, start: int = 0) -> list[int]:
     """The mask of the vector that is keyed by ``parts`` (seed, model, tensor), elements ``start`` and following.
 
-    An element is kept where its 32-bit word is below ``density · 2³²``.
+    An element draws 40 bits, and is kept where they are below ``density · 2⁴⁰``: first a byte of a word that it shares
+    with three neighbours, then a word of its own. Beyond 2³² elements the key is another one.
     """
-    limit = round(density * 2**32)
-    return [int(word < limit) for word in random_words(parts, numel, start=start)]
+    limit = divmod(round(density * 2**40), 2**32)
+    return [int(drawn_bits(parts, index) < limit) for index in range(start, start + numel)]
 
 
-def random_words(parts: Sequence[str | int], numel: int, *, start: int = 0) -> list[int]:
-    """The unsigned 32-bit words behind :func:`keep_mask`; beyond 2³² elements the key is another one."""
-    original = _key(*parts)
-    words = []
-    for index in range(start, start + numel):
-        epoch, low = divmod(index, 2**32)
-        first, second = _key(*original, epoch) if epoch else original
-        words.append(fmix32(low ^ first, second))
-    return words
+def drawn_bits(parts: Sequence[str | int], index: int) -> tuple[int, int]:
+    """The first eight and the other 32 bits that an element draws."""
+    key = _key(*parts)
+    epoch, low = divmod(index, 2**32)
+    first, second = _key(*key, epoch) if epoch else key
+    own_first, own_second = _key(first, second, "own")
+    shared = fmix32(low // 4 ^ first, second)
+    return shared >> 8 * (low % 4) & 255, fmix32(low ^ own_first, own_second)
+
+
+def random_word(parts: Sequence[str | int], index: int) -> int:
+    """The unsigned 32-bit word of an index below 2³²."""
+    first, second = _key(*parts)
+    return fmix32(index ^ first, second)
 
 
 def fmix32(word: int, key: int = 0) -> int:

@@ -1,9 +1,13 @@
 """Random masks that depend on nothing but a key and the position of an element.
 
-Each element's index goes through a 32-bit mixing function, the finalizer of MurmurHash3 (two multiplications between
-xor-shifts). One half of a 64-bit key is mixed in before it and the other half between its multiplications, so the masks
-of two keys are not shifted or permuted copies of each other. No state is carried from element to element: any block,
-thread or device computes the same mask.
+Every four elements share a 32-bit word, and each draws one of its bytes: below the density's first byte the element is
+kept, above it dropped. Where the two are equal, once in 256 times, a word of the element's own is compared with the
+rest of the density, so each element is kept with the density's probability to 2**-40 at a quarter of the words.
+
+A word is its index after the finalizer of MurmurHash3 (two multiplications between xor-shifts). One half of a 64-bit
+key is mixed in before it and the other half between its multiplications, so the masks of two keys are not shifted or
+permuted copies of each other. No state is carried from element to element: any block, thread or device computes the
+same mask.
 
 Words on the CPU are computed by numpy, whose unsigned shifts and comparisons take a third of the time of torch's.
 """
@@ -17,7 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from merge_cli.kernels.sparse import true_indexes
+
 Words = NDArray[np.uint32]
+# Bytes are taken from the lowest on, whatever the machine's order.
+_WORD = np.dtype("<u4")
+_BYTES = 4
 # The multipliers of MurmurHash3's 32-bit finalizer.
 _FACTORS = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35))
 
@@ -36,42 +45,34 @@ def make_key(*parts: str | int) -> Key:
     return Key(int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"))
 
 
-def keep_mask(key: Key, start: int, numel: int, density: float, device: torch.device) -> Tensor:
-    """Choose each element with probability ``density``, independently.
+def keep_mask(key: Key, start: int, density: float, out: Tensor) -> Tensor:
+    """Choose each element with probability ``density``, independently: 1 where it is kept, 0 where it is dropped.
 
     Args:
         key: Of the vector.
         start: Index of the first element in the vector.
-        numel: How many elements.
         density: In [0, 1]; 1 keeps every element and 0 none, without exception.
-        device: Where to make it.
+        out: Float32, shape ``(numel,)``, on the device where to work; overwritten.
 
     Returns:
-        Float32 ones and zeros, shape ``(numel,)``.
+        ``out``.
     """
-    limit = round(density * 2**32)
-    if density >= 1 or limit >= 2**32:
-        return torch.ones(numel, device=device)
+    limit = round(density * 2**40)
+    if limit >= 2**40:
+        return out.fill_(1)
     if limit <= 0:
-        return torch.zeros(numel, device=device)
-    if device.type == "cpu":
-        return torch.from_numpy((random_words(key, start, numel) < np.uint32(limit)).astype(np.float32))
-    # The same comparison on signed words: flipping the top bit turns the unsigned order into the signed one.
-    words = _signed_words(key, start, numel, device).bitwise_xor_(-(2**31))
-    return (words < limit - 2**31).to(torch.float32)
-
-
-def random_words(key: Key, start: int, numel: int) -> Words:
-    """Return uniformly distributed unsigned 32-bit words, one per element.
-
-    Every 2**32 elements the key changes, so vectors may have any length.
-    """
-    parts = [_words(part, low, count) for part, low, count in _split(key, start, numel)]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return out.zero_()
+    first, rest = divmod(limit, 2**32)
+    draw = _draw if out.device.type == "cpu" else _draw_by_torch
+    at = 0
+    for part, low, count in _split(key, start, len(out)):
+        draw(part, low, first, rest, out[at : at + count])
+        at += count
+    return out
 
 
 def _split(key: Key, start: int, numel: int) -> Iterator[tuple[Key, int, int]]:
-    """Cut a run where its index passes 32 bits: key, first index in 32 bits, count."""
+    """Cut a run where its index passes 32 bits: key, first index in 32 bits, count. There the key changes."""
     while numel > 0:
         high, low = divmod(start, 2**32)
         count = min(numel, 2**32 - low)
@@ -79,9 +80,24 @@ def _split(key: Key, start: int, numel: int) -> Iterator[tuple[Key, int, int]]:
         start, numel = start + count, numel - count
 
 
-def _words(key: Key, low: int, count: int) -> Words:
-    words = np.arange(low, low + count, dtype=np.uint32)
-    shifted = np.empty_like(words)
+def _own(key: Key) -> Key:
+    """Return the key of the words that are an element's own."""
+    return make_key(key.first, key.second, "own")
+
+
+def _draw(key: Key, low: int, first: int, rest: int, out: Tensor) -> None:
+    begin, end = low // _BYTES, -(-(low + len(out)) // _BYTES)
+    drawn = random_words(key, np.arange(begin, end, dtype=_WORD)).view(np.uint8)[low - begin * _BYTES :][: len(out)]
+    kept = drawn < np.uint8(first)
+    tied = np.equal(drawn, np.uint8(first), out=drawn.view(np.bool_))
+    ties = true_indexes(tied)
+    kept[ties] = random_words(_own(key), (ties + low).astype(_WORD)) < np.uint32(rest)
+    np.copyto(out.numpy(), kept)
+
+
+def random_words(key: Key, indexes: Words) -> Words:
+    """Return a uniformly distributed unsigned 32-bit word for each index, in its place."""
+    words, shifted = indexes, np.empty_like(indexes)
     words ^= np.uint32(key.first)
     words ^= np.right_shift(words, 16, out=shifted)
     words *= _FACTORS[0]
@@ -92,14 +108,22 @@ def _words(key: Key, low: int, count: int) -> Words:
     return words
 
 
-def _signed_words(key: Key, start: int, numel: int, device: torch.device) -> Tensor:
-    """Return the same words as signed integers, computed by torch."""
-    return torch.cat([_torch_words(part, low, count, device) for part, low, count in _split(key, start, numel)])
+def _draw_by_torch(key: Key, low: int, first: int, rest: int, out: Tensor) -> None:
+    """Draw the same by torch, whose words are signed; nothing here waits for a GPU."""
+    begin, end = low // _BYTES, -(-(low + len(out)) // _BYTES)
+    skipped = low - begin * _BYTES
+    drawn = _signed_words(key, torch.arange(begin, end, device=out.device)).view(torch.uint8)
+    drawn = drawn[skipped : skipped + len(out)]
+    own = _signed_words(_own(key), torch.arange(low, low + len(out), device=out.device))
+    # Flipping the top bit turns the unsigned order into the signed one.
+    kept = own.bitwise_xor_(-(2**31)) < rest - 2**31
+    out.copy_((drawn < first) | kept.logical_and_(drawn == first))
 
 
-def _torch_words(key: Key, low: int, count: int, device: torch.device) -> Tensor:
+def _signed_words(key: Key, indexes: Tensor) -> Tensor:
+    """Return the words of :func:`random_words` as signed integers."""
     first, second = (_as_signed(half) for half in (key.first, key.second))
-    words = torch.arange(low, low + count, device=device).to(torch.int32).bitwise_xor_(first)
+    words = indexes.to(torch.int32).bitwise_xor_(first)
     words.bitwise_xor_(_shifted(words, 16)).mul_(_as_signed(int(_FACTORS[0]))).bitwise_xor_(second)
     words.bitwise_xor_(_shifted(words, 13)).mul_(_as_signed(int(_FACTORS[1])))
     return words.bitwise_xor_(_shifted(words, 16))

@@ -40,16 +40,16 @@ def drop_and_rescale(delta: Tensor, keep: Tensor, factors: Sequence[float]) -> T
 
     Args:
         delta: Task vectors, shape ``(n, numel)``.
-        keep: Ones and zeros of the same shape and dtype.
+        keep: Ones and zeros of the same shape and dtype; overwritten.
         factors: One per row; DARE's is 1 / density.
 
     Returns:
-        A new tensor of the same shape.
+        ``keep``, with the result in it.
 
     Source:
         DARE, Yu et al. 2023, equation 1, arXiv 2311.03099.
     """
-    dropped = delta * keep
+    dropped = keep.mul_(delta)
     for row, factor in zip(dropped, factors, strict=True):
         if factor != 1.0:
             row.mul_(factor)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from merge_cli.kernels import Key, keep_mask, make_key
-from merge_cli.kernels.randomness import _signed_words, random_words
+from merge_cli.kernels.randomness import Words, _draw, _draw_by_torch, _signed_words, random_words
 from tests import oracle
 
 CPU = torch.device("cpu")
@@ -18,11 +19,11 @@ NUMEL = 2**18
 
 
 def mask(*parts: str | int, density: float, numel: int = NUMEL, start: int = 0) -> Tensor:
-    return keep_mask(make_key(*parts), start, numel, density, CPU)
+    return keep_mask(make_key(*parts), start, density, torch.empty(numel))
 
 
-def words(*parts: str | int, numel: int, start: int = 0) -> list[int]:
-    return random_words(make_key(*parts), start, numel).tolist()
+def words(key: Key, *, numel: int, start: int = 0) -> Words:
+    return random_words(key, np.arange(start, start + numel, dtype=np.uint32))
 
 
 # --- the hash ---------------------------------------------------------------------------------------------------------
@@ -35,56 +36,83 @@ def test_the_reference_is_the_finalizer_of_murmurhash3() -> None:
     assert oracle.fmix32(0xFFFFFFFF) == 0x81F16F39
 
 
-@pytest.mark.parametrize(
-    "parts", [(0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "model.layers.0.mlp.weight"), ("Ω", 7)]
-)
-@pytest.mark.parametrize("start", [0, 1, 16384, 2**31 - 3, 2**31, 2**32 - 4, 2**32, 3 * 2**32 - 2])
+PARTS = [(0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "model.layers.0.mlp.weight"), ("Ω", 7)]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("start", [0, 1, 16384, 2**31 - 3, 2**31, 2**32 - 20])
 def test_words_are_those_of_the_reference_in_plain_integers(parts: tuple[str | int, ...], start: int) -> None:
-    assert words(*parts, numel=20, start=start) == oracle.random_words(parts, 20, start=start)
+    expected = [oracle.random_word(parts, index) for index in range(start, start + 20)]
+    assert words(make_key(*parts), numel=20, start=start).tolist() == expected
 
 
-@pytest.mark.parametrize("density", [0.0, 1e-12, 0.001, 0.25, 0.5, 0.9, 1 - 1e-12, 1.0])
-def test_masks_are_those_of_the_reference(density: float) -> None:
-    got = mask(5, 0, "x", density=density, numel=500)
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 4, 16384, 2**31 - 3, 2**31, 2**32 - 6, 2**32 - 1, 2**32, 3 * 2**32 - 2])
+def test_masks_are_those_of_the_reference_wherever_they_start(parts: tuple[str | int, ...], start: int) -> None:
+    got = mask(*parts, density=0.4, numel=50, start=start)
+    assert got.tolist() == oracle.keep_mask(parts, 50, 0.4, start=start)
+
+
+# With 1/512 every element whose first byte is zero is decided by its own word.
+@pytest.mark.parametrize("density", [0.0, 1e-12, 0.001, 1 / 512, 0.25, 0.5, 0.9, 1 - 1 / 512, 1 - 1e-12, 1.0])
+def test_masks_are_those_of_the_reference_at_every_density(density: float) -> None:
+    got = mask(5, 0, "x", density=density, numel=3000)
     assert got.dtype == torch.float32
-    assert got.tolist() == oracle.keep_mask((5, 0, "x"), 500, density)
+    assert got.tolist() == oracle.keep_mask((5, 0, "x"), 3000, density)
 
 
 def test_every_word_occurs_once_for_every_index() -> None:
-    # The hash is a bijection of 32-bit words, so within 2**32 elements no word repeats.
-    some = words(3, numel=200_000)
-    assert len(set(some)) == len(some)
+    # The hash is a bijection of 32-bit words, so within 2**32 indexes no word repeats.
+    some = words(make_key(3), numel=200_000)
+    assert len(set(some.tolist())) == len(some)
 
 
 def test_the_zero_key_is_the_finalizer_itself() -> None:
-    # Zero is a fixed point of it, so the first element is kept at any density above zero.
-    assert random_words(Key(0, 0), 0, 2).tolist() == [0, 0x514E28B7]
-    assert keep_mask(Key(0, 0), 0, 1, 2**-32, CPU).tolist() == [1]
-    assert keep_mask(Key(0, 0), 0, 1, 2**-34, CPU).tolist() == [0]
+    assert words(Key(0, 0), numel=2).tolist() == [0, 0x514E28B7]
+    # Four elements each: the bytes 0, 0, 0, 0 and B7, 28, 4E, 51, lowest first.
+    drawn = [
+        keep_mask(Key(0, 0), 0, bound / 256, torch.empty(8)).tolist() for bound in (1, 0x29, 0x4F, 0x52, 0xB7, 0xB8)
+    ]
+    assert drawn == [
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 1, 0, 0],
+        [1, 1, 1, 1, 0, 1, 1, 0],
+        [1, 1, 1, 1, 0, 1, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+    ]
 
 
 def test_both_halves_of_a_key_change_every_word() -> None:
-    drawn = [random_words(key, 0, 1000) for key in (Key(0, 0), Key(1, 0), Key(0, 1), Key(2**31, 0), Key(0, 2**31))]
+    drawn = [words(key, numel=1000) for key in (Key(0, 0), Key(1, 0), Key(0, 1), Key(2**31, 0), Key(0, 2**31))]
     for first, second in itertools.combinations(drawn, 2):
         assert (first == second).sum() == 0
 
 
-@pytest.mark.parametrize("start", [0, 2**31 - 7, 2**32 - 9])
+@pytest.mark.parametrize("start", [0, 2**31 - 7, 2**32 - 100])
 def test_torch_computes_the_same_words_as_numpy(start: int) -> None:
     # The code for GPUs, run here: the same bits, read as signed numbers.
-    key = make_key(3, "w")
-    signed = _signed_words(key, start, 100, CPU).tolist()
-    assert [word % 2**32 for word in signed] == random_words(key, start, 100).tolist()
+    signed = _signed_words(make_key(3, "w"), torch.arange(start, start + 100)).tolist()
+    assert [word % 2**32 for word in signed] == words(make_key(3, "w"), numel=100, start=start).tolist()
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 2**31 - 1001, 2**32 - 3001])
+@pytest.mark.parametrize(("first", "rest"), [(0, 1), (0, 2**31), (51, 858993459), (128, 0), (255, 2**32 - 1)])
+def test_torch_draws_the_same_elements_as_numpy(start: int, first: int, rest: int) -> None:
+    here, there = torch.empty(3001), torch.empty(3001)
+    _draw(make_key(1, "w"), start, first, rest, here)
+    _draw_by_torch(make_key(1, "w"), start, first, rest, there)
+    assert torch.equal(here, there)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("density", [0.0, 1e-9, 0.3, 0.5, 0.9, 1 - 1e-9, 1.0])
 def test_the_masks_of_a_gpu_are_those_of_the_cpu(density: float) -> None:
-    key, device = make_key(0, 0, "a"), torch.device("cuda")
+    key = make_key(0, 0, "a")
     for start in (0, 2**31 - 1000, 2**32 - 1000):
-        there = keep_mask(key, start, 100_000, density, device)
+        there = keep_mask(key, start, density, torch.empty(100_000, device="cuda"))
         assert there.is_cuda
-        assert torch.equal(there.cpu(), keep_mask(key, start, 100_000, density, CPU))
+        assert torch.equal(there.cpu(), keep_mask(key, start, density, torch.empty(100_000)))
 
 
 # --- position ---------------------------------------------------------------------------------------------------------
@@ -98,11 +126,10 @@ def test_a_mask_does_not_depend_on_the_cut_into_blocks(start: int) -> None:
 
 
 def test_beyond_four_billion_elements_masks_do_not_repeat() -> None:
-    first = words("k", numel=1000)
-    assert words("k", numel=1000, start=2**32) != first
-    assert words("k", numel=1000, start=2 * 2**32) not in (first, words("k", numel=1000, start=2**32))
-    overlap = mask("k", density=0.5) * mask("k", density=0.5, start=2**32)
-    assert within(overlap, 0.25)
+    first, second, third = (mask("k", density=0.5, start=epoch * 2**32) for epoch in range(3))
+    assert within(first * second, 0.25)
+    assert within(first * third, 0.25)
+    assert within(second * third, 0.25)
 
 
 def test_a_higher_density_keeps_everything_that_a_lower_one_keeps() -> None:
@@ -113,25 +140,35 @@ def test_a_higher_density_keeps_everything_that_a_lower_one_keeps() -> None:
 # --- density ----------------------------------------------------------------------------------------------------------
 
 
-def index_of(word: int) -> int:
-    """Return the index whose word under the zero key this is."""
+def index_of(word: int, key: Key) -> int:
+    """Return the index that has this word under a key."""
     word ^= word >> 16
     word = word * pow(0xC2B2AE35, -1, 2**32) % 2**32
     word ^= word >> 13 ^ word >> 26
-    word = word * pow(0x85EBCA6B, -1, 2**32) % 2**32
-    return word ^ word >> 16
+    word = (word ^ key.second) * pow(0x85EBCA6B, -1, 2**32) % 2**32
+    return word ^ word >> 16 ^ key.first
+
+
+def element_that_draws(byte: int, word: int) -> tuple[Key, int]:
+    """Return a key and the index of an element that draws these bits under it."""
+    for seed in itertools.count():
+        key = make_key(seed)
+        index = index_of(word, make_key(key.first, key.second, "own"))
+        if oracle.drawn_bits((seed,), index) == (byte, word):
+            return key, index
+    raise AssertionError
 
 
 def test_density_one_keeps_all_and_zero_none_without_exception() -> None:
     assert mask("k", density=1.0).sum() == NUMEL
     assert mask("k", density=0.0).sum() == 0
-    zero = Key(0, 0)
-    smallest, largest = index_of(0), index_of(2**32 - 1)
-    assert random_words(zero, smallest, 1).tolist() == [0]
-    assert random_words(zero, largest, 1).tolist() == [2**32 - 1]
     # The element that any positive density keeps, and the one that any below 1 drops.
-    assert [keep_mask(zero, smallest, 1, density, CPU).item() for density in (0.0, 2**-32, 0.5, 1.0)] == [0, 1, 1, 1]
-    assert [keep_mask(zero, largest, 1, density, CPU).item() for density in (0.0, 0.5, 1 - 2**-32, 1.0)] == [0, 0, 0, 1]
+    key, index = element_that_draws(0, 0)
+    kept = [keep_mask(key, index, density, torch.empty(1)).item() for density in (0.0, 2**-42, 2**-40, 0.5, 1.0)]
+    assert kept == [0, 0, 1, 1, 1]
+    key, index = element_that_draws(255, 2**32 - 1)
+    kept = [keep_mask(key, index, density, torch.empty(1)).item() for density in (0.0, 0.5, 1 - 2**-40, 1.0)]
+    assert kept == [0, 0, 0, 1]
 
 
 def within(ones: Tensor, probability: float, sigmas: float = 4) -> bool:
@@ -155,13 +192,33 @@ def test_short_runs_keep_as_many_as_independent_draws(density: float) -> None:
     assert abs(float(kept.var()) / expected - 1) <= 4 * math.sqrt(2 / runs)
 
 
-def test_words_fall_evenly_into_256_bins_by_their_first_and_their_last_bits() -> None:
-    drawn = torch.tensor(words(9, numel=NUMEL))
-    for bins in (drawn >> 24, drawn & 255):
-        counts = torch.bincount(bins, minlength=256).double()
-        expected = NUMEL / 256
-        chi_squared = float(((counts - expected) ** 2 / expected).sum())
-        assert abs(chi_squared - 255) <= 4 * math.sqrt(2 * 255)
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75])
+def test_elements_that_their_first_byte_leaves_open_are_kept_by_their_share(share: float) -> None:
+    numel = 2**20
+    below, between, above = (mask(4, density=(51 + s) / 256, numel=numel) for s in (0, share, 1))
+    open_ones = above > below
+    assert within(open_ones.float(), 1 / 256)
+    assert within(between[open_ones], share)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_each_byte_of_the_words_falls_evenly_into_256_bins(place: int) -> None:
+    drawn = words(make_key(9), numel=NUMEL) >> np.uint32(8 * place) & np.uint32(255)
+    counts = np.bincount(drawn, minlength=256)
+    expected = NUMEL / 256
+    chi_squared = float(((counts - expected) ** 2 / expected).sum())
+    assert abs(chi_squared - 255) <= 4 * math.sqrt(2 * 255)
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(range(4), 2)))
+def test_elements_that_share_a_word_are_drawn_independently(one: int, other: int) -> None:
+    # Four bits of each of two bytes give 256 pairs, which are all equally likely.
+    drawn = words(make_key(10), numel=NUMEL)
+    high = [drawn >> np.uint32(8 * place + 4) & np.uint32(15) for place in (one, other)]
+    counts = np.bincount(high[0] * 16 + high[1], minlength=256)
+    expected = NUMEL / 256
+    chi_squared = float(((counts - expected) ** 2 / expected).sum())
+    assert abs(chi_squared - 255) <= 4 * math.sqrt(2 * 255)
 
 
 # --- independence -----------------------------------------------------------------------------------------------------

@@ -128,8 +128,10 @@ class Block:
 
         The mask of an element depends on seed, model, tensor and the element's index, on nothing else.
         """
-        rows = zip(self.masks.keys, density, strict=True)
-        return torch.stack([keep_mask(key, self.masks.start, self.numel, d, self.device) for key, d in rows])
+        masks = torch.empty(self.n, self.numel, device=self.device)
+        for key, kept, row in zip(self.masks.keys, density, masks, strict=True):
+            keep_mask(key, self.masks.start, kept, out=row)
+        return masks
 
     def count(self, what: str, where: Tensor) -> None:
         """Add the number of true elements to a count that the report shows."""
