@@ -7,8 +7,8 @@ float32 numbers, read as integers, are in the order of the numbers, so a bin of 
 misled, or bins are wider than one pattern, another pass looks in a better bracket. Counts are integers: neither pieces
 nor threads change the result, and neither does the sample.
 
-Measured on one core, ns per element: numpy's partition 0.5 (torch.kthvalue 11), looking inside a bracket that holds
-2 % with numpy 0.7 (with torch 2.1). So the CPU path looks at tensors through numpy. Bins for every part of a tensor
+Measured on one core, ns per element: numpy's partition 1 (torch.kthvalue 11), looking inside a bracket that holds
+5 % with numpy 0.7 (with torch 2.1). So the CPU path looks at tensors through numpy. Bins for every part of a tensor
 cost more than all that: a million of them are 8 MB to clear and to add.
 """
 
@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+
+from merge_cli.kernels.sparse import true_indexes
 
 _BINS = 2**20
 # Up to here bins are cheaper than collecting.
@@ -182,11 +184,18 @@ def _pattern_of(value: float) -> int:
 
 
 def _largest(magnitudes: Tensor, ranks: list[int]) -> list[float]:
-    """Return the magnitudes of these ranks, 1 for the largest."""
+    """Return the magnitudes of these ranks, 1 for the largest, given in falling order; reorders the magnitudes.
+
+    Integers are partitioned faster than floats, and twice in a row ten times as fast as for two places at once.
+    """
     places = [len(magnitudes) - rank for rank in ranks]
     if magnitudes.device.type == "cpu":
-        parted = np.partition(magnitudes.numpy(), places)
-        return [float(parted[place]) for place in places]
+        numbers = magnitudes.numpy()
+        patterns, done = numbers.view(np.int32), 0
+        for place in places:
+            patterns[done:].partition(place - done)
+            done = place
+        return [float(numbers[place]) for place in places]
     return [float(torch.kthvalue(magnitudes, place + 1).values) for place in places]
 
 
@@ -216,7 +225,7 @@ def _look(tally: Tally, row: Tensor) -> None:
         over = magnitudes >= np.float32(threshold_of(high))
         tally.above += int(np.count_nonzero(over))
         inside ^= over
-    tally.add((magnitudes[inside].view(np.int32) - np.int32(low)).tobytes())
+    tally.add((magnitudes[true_indexes(inside)].view(np.int32) - np.int32(low)).tobytes())
 
 
 def _as_tensor(numbers: array[int]) -> Tensor:

@@ -21,8 +21,10 @@ def sum_models(rows: Tensor) -> Tensor:
     Returns:
         A new tensor of shape ``(numel,)``.
     """
-    total = rows[0].clone()
-    for row in rows[1:]:
+    if len(rows) == 1:
+        return rows[0].clone()
+    total = rows[0] + rows[1]
+    for row in rows[2:]:
         total.add_(row)
     return total
 
