@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import resource
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -37,50 +37,44 @@ class Descriptors:
         self._close_file = close_file
         self._most_open = most_open or most_descriptors()
         self._lock = threading.Lock()
-        self._open: OrderedDict[Path, int] = OrderedDict()
-        self._users: dict[Path, int] = {}
+        self._open: dict[Path, _Descriptor] = {}
+        self._clock = itertools.count()
 
-    def use(self, path: Path) -> _Use:
-        """Return a context whose value is the descriptor of a file, opened where it is not open yet."""
-        return _Use(self, path)
-
-    def acquire(self, path: Path) -> int:
-        """Return the descriptor of a file, which stays open until it is released."""
+    def use(self, path: Path) -> _Descriptor:
+        """Return a context whose value is the descriptor of a file, which stays open until the context ends."""
         with self._lock:
-            if path not in self._open:
+            held = self._open.get(path)
+            if held is None:
                 self._close_idle()
-                self._open[path] = self._open_file(path)
-            self._open.move_to_end(path)
-            self._users[path] = self._users.get(path, 0) + 1
-            return self._open[path]
-
-    def release(self, path: Path) -> None:
-        """Say that a descriptor is no longer used."""
-        with self._lock:
-            self._users[path] -= 1
+                held = self._open[path] = _Descriptor(self._open_file(path), self._lock)
+            held.users += 1
+            held.used = next(self._clock)
+            return held
 
     def close(self) -> None:
         """Close every file, also where closing one of them fails; the last failure is raised."""
         with contextlib.ExitStack() as stack:
             while self._open:
-                stack.callback(self._close_file, *self._open.popitem())
+                path, held = self._open.popitem()
+                stack.callback(self._close_file, path, held.fd)
 
     def _close_idle(self) -> None:
-        idle = [path for path in self._open if not self._users.get(path)]
-        for path in idle[: max(0, len(self._open) - self._most_open + 1)]:
-            self._close_file(path, self._open.pop(path))
+        idle = sorted((held.used, path) for path, held in self._open.items() if not held.users)
+        for _, path in idle[: max(0, len(self._open) - self._most_open + 1)]:
+            self._close_file(path, self._open.pop(path).fd)
 
 
-class _Use:
-    """The use of one file."""
+class _Descriptor:
+    """An open file: how many use it now, and when it was last asked for."""
 
-    __slots__ = ("_descriptors", "_path")
+    __slots__ = ("_lock", "fd", "used", "users")
 
-    def __init__(self, descriptors: Descriptors, path: Path) -> None:
-        self._descriptors, self._path = descriptors, path
+    def __init__(self, fd: int, lock: threading.Lock) -> None:
+        self.fd, self._lock, self.users, self.used = fd, lock, 0, 0
 
     def __enter__(self) -> int:
-        return self._descriptors.acquire(self._path)
+        return self.fd
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._descriptors.release(self._path)
+        with self._lock:
+            self.users -= 1

@@ -105,21 +105,22 @@ class _Engine:
         if self.digests is not None:
             for span in self.done.get(task.place.name, ()):
                 yield from self.digests.add(task.place, *span)
+        left = self._left(task)
         if task.copied is not None:
-            yield from [self._copy_job(task, span) for span in self._left(task)]
-        elif self._left(task):
-            yield from self._continue(task, self.chain.first_streamed, {})
+            yield from [self._copy_job(task, span) for span in left]
+        elif left:
+            yield from self._continue(task, left, self.chain.first_streamed, {})
 
-    def _continue(self, task: TensorTask, stage: int, measured: Mapping[int, Any]) -> Jobs:
-        """Return the jobs for a tensor whose stages before ``stage`` are measured."""
+    def _continue(self, task: TensorTask, left: list[Span], stage: int, measured: Mapping[int, Any]) -> Jobs:
+        """Return the jobs for what is left of a tensor whose stages before ``stage`` are measured."""
         for current in range(stage, self.chain.method_stage + 1):
             if self.chain.measure(current, task) is not None:
 
                 def then(value: Any, current: int = current) -> Jobs:
-                    return self._continue(task, current + 1, {**measured, current: value})
+                    return self._continue(task, left, current + 1, {**measured, current: value})
 
                 return self._rounds([task], current, measured, then)
-        return [self._merge_job(task, span, measured) for span in self._left(task)]
+        return [self._merge_job(task, span, measured) for span in left]
 
     def _measure_all(self, stage: int) -> None:
         """Run a stage's measure to its end before anything is merged: over all tensors together, or over each."""

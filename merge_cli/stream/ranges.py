@@ -5,7 +5,9 @@ from __future__ import annotations
 from merge_cli.stream.journal import Span
 
 _BLOCKS_PER_RANGE = 16
-_SAMPLE_RUN = 4096
+# A read of this many elements costs about twice what a read of one costs.
+_SHORTEST_RUN = 4096
+_RUNS = 16
 
 
 def ranges(span: Span, block_numel: int) -> list[Span]:
@@ -19,11 +21,12 @@ def blocks(span: Span, block_numel: int) -> list[Span]:
 
 
 def pieces(numel: int, wanted: int) -> list[Span]:
-    """Spread about ``wanted`` elements evenly over a tensor, in short runs."""
-    runs = max(1, wanted // _SAMPLE_RUN)
-    if numel <= runs * _SAMPLE_RUN:
-        return _cut((0, numel), _SAMPLE_RUN)
-    return [(numel * run // runs, _SAMPLE_RUN) for run in range(runs)]
+    """Spread about ``wanted`` elements evenly over a tensor, in a few runs."""
+    run = max(_SHORTEST_RUN, wanted // _RUNS)
+    runs = max(1, wanted // run)
+    if numel <= runs * run:
+        return _cut((0, numel), run)
+    return [(numel * number // runs, run) for number in range(runs)]
 
 
 def _cut(span: Span, step: int) -> list[Span]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from merge_cli.kernels import make_key
 from merge_cli.methods.contract import Block, Extent, Masks, Measure, Need, Params
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.worker import Worker
@@ -102,11 +101,8 @@ class Chain:
         stage: int,
         measured: Mapping[int, Any],
     ) -> Block:
-        name, seed = task.place.name, self.plan.recipe.seed
-        held, keys = worker.keys.get(stage, ("", ()))
-        if held != name or len(keys) != len(task.models):
-            keys = tuple(make_key(seed, stage, model, name) for model in range(len(task.models)))
-            worker.keys[stage] = name, keys
+        name = task.place.name
+        masks = Masks(self.plan.recipe.seed, stage, name, len(task.models), start)
         value = self.whole.get(stage, self.single.get((stage, name), measured.get(stage)))
         posterior = tuple(prior is not None for prior in self.plan.posteriors)
-        return Block(inputs, Masks(keys, start), value, posterior, worker.tally.counts, worker.tally.sums)
+        return Block(inputs, masks, value, posterior, worker.tally.counts, worker.tally.sums)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from merge_cli.checkpoint import DType, Reader, StoredTensor, to_torch
 from merge_cli.errors import CheckpointError, VerificationError
-from merge_cli.kernels import Key
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.journal import Span, Tally
@@ -42,8 +41,7 @@ class Discard:
 class Worker:
     """Reads blocks into buffers that are reused, and writes results.
 
-    What :meth:`load` returns is overwritten by the next call. ``tally`` is that of the range under way; ``keys`` are
-    those of random masks for the tensor at which each stage is.
+    What :meth:`load` returns is overwritten by the next call. ``tally`` is that of the range under way.
     """
 
     plan: MergePlan
@@ -52,7 +50,6 @@ class Worker:
     device: torch.device
     precision_writer: Sink | None = None
     drops: bool = False
-    keys: dict[int, tuple[str, tuple[Key, ...]]] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     _rows: dict[str, Tensor] = field(default_factory=dict)
 

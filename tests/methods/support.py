@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from torch import Tensor
 
-from merge_cli.kernels import GRAIN, make_key
+from merge_cli.kernels import GRAIN
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import (
     Block,
@@ -159,7 +159,6 @@ def _blocks(
     counts: Counter[str],
     sums: dict[str, Any],
 ) -> Iterator[Block]:
-    keys = tuple(make_key(setup.seed, model, name) for model in range(_n(inputs)))
     numel = _numel(inputs)
     step = setup.block or numel
     assert step == numel or step % GRAIN == 0, "blocks start at multiples of GRAIN"
@@ -169,7 +168,7 @@ def _blocks(
             for need in Need
             if need in needs and need not in setup.withheld
         }
-        yield Block(rows, Masks(keys, start), measured=measured, counts=counts, sums=sums)
+        yield Block(rows, Masks(setup.seed, 0, name, _n(inputs), start), measured=measured, counts=counts, sums=sums)
 
 
 def _n(inputs: Inputs) -> int:

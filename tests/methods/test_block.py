@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from merge_cli.kernels import make_key
 from merge_cli.methods.contract import Block, Extent, Masks, Measured, Need, Totals, measure_sums
 from tests import oracle
 
-KEYS = (make_key(0, 0, "w"), make_key(0, 1, "w"))
 ROWS = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
 
 
 def block(start: int = 0) -> Block:
-    return Block({Need.DELTAS: ROWS}, Masks(KEYS, start))
+    return Block({Need.DELTAS: ROWS}, Masks(0, 0, "w", 2, start))
 
 
 def test_what_was_declared_is_there_and_says_how_large_it_is() -> None:
@@ -40,7 +38,7 @@ def test_one_number_per_model_becomes_a_column() -> None:
 
 
 def test_masks_are_those_of_the_elements_place_in_the_tensor() -> None:
-    whole = [oracle.keep_mask((0, model, "w"), 1003, density) for model, density in ((0, 0.5), (1, 0.25))]
+    whole = [oracle.keep_mask((0, 0, model, "w"), 1003, density) for model, density in ((0, 0.5), (1, 0.25))]
     assert block().keep_mask([0.5, 0.25]).tolist() == [row[:3] for row in whole]
     assert block(start=1000).keep_mask([0.5, 0.25]).tolist() == [row[1000:] for row in whole]
 
@@ -62,7 +60,7 @@ def test_sums_over_the_model_are_exact_in_whatever_pieces_they_are_collected() -
     for values in ([1e16, 1.0], [-1e16], [2.0**-30] * 3):
         numbers = torch.tensor(values, dtype=torch.float64)
         for number in numbers:
-            Block({Need.BASE: numbers}, Masks(KEYS, 0), sums=sums).add("total", number[None])
+            Block({Need.BASE: numbers}, Masks(0, 0, "w", 2, 0), sums=sums).add("total", number[None])
     assert math.fsum(sums["total"]) == 1 + 3 * 2.0**-30
 
 
@@ -77,7 +75,7 @@ def test_a_measure_of_sums_is_exact_however_many_parts_there_are(threads: int) -
     # More parts than are kept apart, in shares that are combined at the end.
     found = measure_sums(frozenset({Need.BASE}), Extent.TENSOR, once_and_twice, everything_given)
     numbers = [1e8, *(k / 7 for k in range(1700)), -1e8, 1e-8]
-    blocks = [Block({Need.BASE: torch.tensor([x, 1e-9])}, Masks(KEYS[:1], 0)) for x in numbers]
+    blocks = [Block({Need.BASE: torch.tensor([x, 1e-9])}, Masks(0, 0, "w", 1, 0)) for x in numbers]
     state = found.start(Totals(1, len(blocks)), "parameters")
     parts: list[Any] = [None] * threads
     for i, each in enumerate(blocks):

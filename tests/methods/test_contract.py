@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from merge_cli.kernels import GRAIN, make_key
+from merge_cli.kernels import GRAIN
 from merge_cli.methods import find_method, find_step, method_names, step_names
 from merge_cli.methods.contract import Block, Masks, Method, Need, Params, Step, is_per_model
 from tests import oracle
@@ -172,7 +172,7 @@ def test_a_step_and_its_measure_read_the_deltas_and_nothing_else(step: Step) -> 
 
 def without_deltas(tensors: Tensors) -> Block:
     base = tensors["first"][Need.BASE]
-    return Block({Need.BASE: base}, Masks((make_key(0), make_key(1)), 0), measured=[(1.0, 1.0), (1.0, 1.0)])
+    return Block({Need.BASE: base}, Masks(0, 0, "first", 2, 0), measured=[(1.0, 1.0), (1.0, 1.0)])
 
 
 # --- second results ---------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def each_tensor(tensors: Tensors, work: Callable[[str, dict[Need, Any]], Any]) -
 
 
 def masks_for(name: str, densities: list[float], numel: int) -> list[list[int]]:
-    return [oracle.keep_mask((0, model, name), numel, density) for model, density in enumerate(densities)]
+    return [oracle.keep_mask((0, 0, model, name), numel, density) for model, density in enumerate(densities)]
 
 
 def expected_linear(tensors: Tensors, p: Any) -> dict[str, Any]:

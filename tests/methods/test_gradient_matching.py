@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merge_cli.kernels import make_key
 from merge_cli.methods import find_method
 from merge_cli.methods.contract import Block, Masks, Need
 from tests.methods.support import Outcome, assert_close, family, made, merged, run
@@ -826,9 +825,8 @@ def test_a_merged_model_is_anchored_whatever_the_others_are() -> None:
     params = made(method.params, 2, **{**PLAIN, "anchor": "none"})
 
     def step(*posterior: bool) -> float:
-        keys = (make_key(0), make_key(1))
         rows = {need: inputs[need] for need in method.needs(params, frozenset(inputs))}
-        return method.merge(Block(rows, Masks(keys, 0), posterior=posterior), params).item()
+        return method.merge(Block(rows, Masks(0, 0, "tensor", 2, 0), posterior=posterior), params).item()
 
     assert step() == pytest.approx((3 * 1 + 5 * 3) / 10)
     assert step(False, False) == pytest.approx((3 * 1 + 5 * 3) / 10)

@@ -636,7 +636,7 @@ def test_survivors_of_dare_are_divided_by_the_probability_of_keeping_to_one_unit
 def test_the_base_is_bit_identical_where_dare_drops(method: str) -> None:
     inputs = random_family(0, n=1)
     result = merged(method, inputs, weight=(1,), density=(0.4,))
-    dropped = torch.tensor(oracle.keep_mask((0, 0, "tensor"), 60, 0.4)) == 0
+    dropped = torch.tensor(oracle.keep_mask((0, 0, 0, "tensor"), 60, 0.4)) == 0
     assert 20 < int(dropped.sum()) < 50
     assert bits(result[dropped]) == bits(inputs[Need.BASE][dropped])
     assert bool((result != inputs[Need.BASE])[~dropped].all())
@@ -741,13 +741,13 @@ def test_rescaling_by_the_l1_norm_keeps_it_for_every_tensor(density: float) -> N
     result = merged_model("dare_linear", tensors, weight=(1,), density=(density,), rescale="l1")
     for name, inputs in tensors.items():
         assert_close(result[name].abs().sum(), inputs[Need.DELTAS].abs().sum())
-        kept = torch.tensor(oracle.keep_mask((0, 0, name), len(result[name]), density))
+        kept = torch.tensor(oracle.keep_mask((0, 0, 0, name), len(result[name]), density))
         assert torch.equal((result[name] != 0).int(), kept.int())
 
 
 def test_rescaling_by_the_l1_norm_by_hand() -> None:
     # With this seed the first of the two entries survives: 1 of 4 in all, so it is multiplied by 4.
-    seed = next(seed for seed in range(100) if oracle.keep_mask((seed, 0, "tensor"), 2, 0.5) == [1, 0])
+    seed = next(seed for seed in range(100) if oracle.keep_mask((seed, 0, 0, "tensor"), 2, 0.5) == [1, 0])
     inputs = family(base=[10, 10], models=[[11, 13]])
     result = merged("dare_linear", inputs, seed=seed, weight=(1,), density=(0.5,), rescale="l1")
     assert result.tolist() == [14, 10]

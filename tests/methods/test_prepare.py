@@ -42,7 +42,7 @@ def test_the_largest_entries_of_a_whole_model_may_lie_in_one_tensor() -> None:
 
 
 def test_entries_are_dropped_by_the_mask_of_their_model_and_tensor_and_the_rest_divided_by_what_is_kept() -> None:
-    masks = [oracle.keep_mask((3, model, "tensor"), 4, 0.25) for model in (0, 1)]
+    masks = [oracle.keep_mask((3, 0, model, "tensor"), 4, 0.25) for model in (0, 1)]
     models = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]
     dropped = deltas_after("dare", models, drop_rate=0.75, seed=3)
     assert dropped == [
@@ -73,7 +73,7 @@ def test_dare_before_ties_is_the_paper_s_combination() -> None:
     }
     params = made(method.params, 3, weight=(1, 1, 1), density=(0.2, 0.2, 0.2))
     result = run(method, params, {"tensor": dropped}).tensors["tensor"]
-    masks = [oracle.keep_mask((0, model, "tensor"), 300, 0.5) for model in range(3)]
+    masks = [oracle.keep_mask((0, 0, model, "tensor"), 300, 0.5) for model in range(3)]
     deltas = oracle.dare(inputs[Need.DELTAS].tolist(), masks, [0.5] * 3)
     expected = oracle.ties(
         {"tensor": inputs[Need.BASE].tolist()}, [{"tensor": delta} for delta in deltas], [1] * 3, [0.2] * 3

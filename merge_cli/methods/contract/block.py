@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge_cli.kernels import Key, grain_sums, keep_mask
+from merge_cli.kernels import Key, grain_sums, keep_mask, make_key
 
 
 class Need(StrEnum):
@@ -30,10 +30,25 @@ class Need(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """How the random masks of this tensor are keyed: one key per model, and where the block starts."""
+    """What decides the random masks of a block.
 
-    keys: tuple[Key, ...]
+    Attributes:
+        seed: The recipe's.
+        stage: Which of the preparing steps, or the method after them, asks.
+        tensor: Its name.
+        n: Number of models.
+        start: Index of the block's first element in the tensor.
+    """
+
+    seed: int
+    stage: int
+    tensor: str
+    n: int
     start: int
+
+    def key(self, model: int) -> Key:
+        """Return the key of a model's mask."""
+        return make_key(self.seed, self.stage, model, self.tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +118,7 @@ class Block:
     @property
     def n(self) -> int:
         """Number of models."""
-        return len(self.masks.keys)
+        return self.masks.n
 
     @property
     def numel(self) -> int:
@@ -129,8 +144,8 @@ class Block:
         The mask of an element depends on seed, model, tensor and the element's index, on nothing else.
         """
         masks = torch.empty(self.n, self.numel, device=self.device)
-        for key, kept, row in zip(self.masks.keys, density, masks, strict=True):
-            keep_mask(key, self.masks.start, kept, out=row)
+        for model, (kept, row) in enumerate(zip(density, masks, strict=True)):
+            keep_mask(self.masks.key(model), self.masks.start, kept, out=row)
         return masks
 
     def count(self, what: str, where: Tensor) -> None:
