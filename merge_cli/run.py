@@ -16,7 +16,7 @@ from pathlib import Path
 
 from merge_cli import __version__
 from merge_cli.checkpoint import FileIdentity, Files, Layout, Reader, ShardWriter, Staging, check_replaceable
-from merge_cli.checkpoint.files import writing
+from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import RecipeError
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, manifest, model_card, sha256_lines
