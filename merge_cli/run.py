@@ -31,7 +31,6 @@ from merge_cli.stream import (
     StreamResult,
     can_go_on,
     check_fishers,
-    crowds_memory,
     decisions,
     examine,
     find_past,
@@ -87,31 +86,9 @@ def merge(
             result, digests = _write(_Output(plan, folder, files, sync, listener), out.name, past)
             staging.commit(sync=sync)
         except BaseException as error:
-            if staging.committed:
-                error.add_note(f"{out} is complete all the same")
-            elif can_go_on(error, folder, files):
-                error.add_note(f"what is done is kept in {folder}: the same command goes on from there")
-            else:
-                staging.discard()
+            _leave(staging, error, files)
             raise
-    return MergeReport(
-        out=str(out),
-        method=plan.recipe.merge_method,
-        models=plan.n or 1,
-        merged=len(plan.merged),
-        copied=len(plan.tasks) - len(plan.merged),
-        parameters=sum(task.place.numel for task in plan.tasks),
-        read_bytes=plan.read_bytes,
-        written_bytes=plan.written_bytes,
-        resumed_bytes=resumed_bytes(plan, past),
-        seconds=round(time.perf_counter() - began, 3),
-        device=result.device,
-        threads=plan.threads,
-        counts=result.counts,
-        diagnostics=dict(result.diagnosis.values),
-        warnings=(*plan.warnings, *result.diagnosis.warnings),
-        files=digests,
-    )
+    return _report(plan, out, result, digests, resumed=resumed_bytes(plan, past), seconds=time.perf_counter() - began)
 
 
 def examined(plan: MergePlan, *, files: Files | None = None) -> MergePlan:
@@ -161,6 +138,39 @@ def check_out(plan: MergePlan, out: Path, *, force: bool) -> None:
             what = "is" if target == root else "contains"
             raise RecipeError(f"{out} {what} the input {each.label}", hint="choose another folder for the output")
     check_replaceable(out, force=force)
+
+
+def _leave(staging: Staging, error: BaseException, files: Files) -> None:
+    """Note on an error what is left, and keep of an unfinished output only what the same merge can go on from."""
+    if staging.committed:
+        error.add_note(f"{staging.out} is complete all the same")
+    elif can_go_on(error, staging.folder, files):
+        error.add_note(f"what is done is kept in {staging.folder}: the same command goes on from there")
+    else:
+        staging.discard()
+
+
+def _report(
+    plan: MergePlan, out: Path, result: StreamResult, digests: Mapping[str, str], *, resumed: int, seconds: float
+) -> MergeReport:
+    return MergeReport(
+        out=str(out),
+        method=plan.recipe.merge_method,
+        models=plan.n or 1,
+        merged=len(plan.merged),
+        copied=len(plan.tasks) - len(plan.merged),
+        parameters=sum(task.place.numel for task in plan.tasks),
+        read_bytes=plan.read_bytes,
+        written_bytes=plan.written_bytes,
+        resumed_bytes=resumed,
+        seconds=round(seconds, 3),
+        device=result.device,
+        threads=plan.threads,
+        counts=result.counts,
+        diagnostics=dict(result.diagnosis.values),
+        warnings=(*plan.warnings, *result.diagnosis.warnings),
+        files=digests,
+    )
 
 
 def _identities(plan: MergePlan) -> list[FileIdentity]:
@@ -240,7 +250,7 @@ def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, di
         if plan.precision is not None and precision_writer is not None:
             found = RunningDigests(plan.precision, precision_writer).finish(threads=plan.threads)
             precision = {f"{PRECISION_FOLDER}/{file}": digest for file, digest in found.items()}
-        if output.sync and crowds_memory(plan):
+        if output.sync and result.crowded:
             writer.forget()
         return result, weights, precision
 
