@@ -186,3 +186,20 @@ def check_replaceable(out: Path, *, force: bool) -> None:
     whole = "config.json" in names and any(name.endswith(".safetensors") for name in names)
     if names and not whole and not names & _WEIGHTS:
         raise RecipeError(f"{out} does not look like a checkpoint; --force replaces checkpoints only")
+
+
+def check_apart(out: Path, source: Path, what: str) -> None:
+    """Refuse an OUT that is, or contains, what it is made from.
+
+    Args:
+        out: The output.
+        source: File or folder that is read.
+        what: What to call it.
+
+    Raises:
+        RecipeError: With what is in the way.
+    """
+    target, root = out.resolve(), source.resolve()
+    if target == root or target in root.parents:
+        relation = "is" if target == root else "contains"
+        raise RecipeError(f"{out} {relation} {what}", hint="choose another folder for the output")

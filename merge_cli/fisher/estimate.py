@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import Files, Staging, check_replaceable, locate, open_checkpoint
+from merge_cli.checkpoint import Files, Staging, check_apart, check_replaceable, locate, open_checkpoint
 from merge_cli.checkpoint.locking import clear_locked
 from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import CheckpointError, ResourceError
@@ -22,7 +22,7 @@ from merge_cli.fisher.losses import Estimator
 from merge_cli.fisher.modelling import guess_task, load_model
 from merge_cli.fisher.running import MeasuringRun
 from merge_cli.fisher.settings import FisherSettings, Progress
-from merge_cli.fisher.storage import float_layout, held, refuse_overwriting, write_layout
+from merge_cli.fisher.storage import float_layout, held, write_layout
 
 # Below so many drawn labels the noise of a diagonal outweighs what it tells.
 _FEW_LABELS = 256
@@ -72,7 +72,7 @@ def estimate_fisher(
     check_replaceable(out, force=force)
     settings.check()
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
-    refuse_overwriting(out, checkpoint)
+    check_apart(out, checkpoint.root, f"the model {checkpoint.label}")
     task = settings.task or guess_task(checkpoint)
     require("transformers", "running a model")
     rows = open_rows(settings.source)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from merge_cli.checkpoint import (
-    Checkpoint,
     DType,
     Files,
     Layout,
@@ -24,7 +23,6 @@ from merge_cli.checkpoint import (
 )
 from merge_cli.checkpoint.locking import discard_locked, locked
 from merge_cli.checkpoint.turning import writing
-from merge_cli.errors import RecipeError
 
 SHARD_BYTES = 5_000_000_000
 # Elements that are scaled and written at a time.
@@ -85,18 +83,6 @@ def read_any(reader: Reader, place: StoredTensor) -> Tensor:
 def _bytes_of(flat: Tensor) -> memoryview:
     array: Any = flat.numpy()
     return memoryview(array).cast("B")
-
-
-def refuse_overwriting(out: Path, model: Checkpoint) -> None:
-    """Refuse an output folder that is, or contains, the model.
-
-    Raises:
-        RecipeError: With what is in the way.
-    """
-    target, root = out.resolve(), model.root.resolve()
-    if target == root or target in root.parents:
-        what = "is" if target == root else "contains"
-        raise RecipeError(f"{out} {what} the model {model.label}", hint="choose another folder for the Fisher")
 
 
 @contextlib.contextmanager
