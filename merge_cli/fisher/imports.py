@@ -35,7 +35,7 @@ from merge_cli.checkpoint.json_text import read_json
 from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.fisher.modelling import StoredNames, empty_model, guess_task
 from merge_cli.fisher.optimizers import Moments, name_adam, name_ivon
-from merge_cli.fisher.storage import float_layout, read_any, write_layout
+from merge_cli.fisher.storage import float_layout, read_tensor, write_layout
 
 # Factor by which the examples of a step may differ from a batch without more batches having gone into it.
 _MOST_OFF = 1.5
@@ -117,7 +117,7 @@ def _read(settings: ImportSettings, checkpoint: Checkpoint) -> Moments:
         opened = open_checkpoint(settings.source)
         with Reader(opened.files) as reader:
             found = {
-                name.removesuffix(".exp_avg_sq"): read_any(reader, place)
+                name.removesuffix(".exp_avg_sq"): read_tensor(reader, place)
                 for name, place in opened.tensors.items()
                 if place.dtype.is_float
             }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from merge_cli.checkpoint import (
+    Checkpoint,
     DType,
     Files,
     Layout,
@@ -65,19 +66,17 @@ def write_tensor(writer: ShardWriter, place: StoredTensor, values: Tensor, *, sc
 
 
 def read_tensor(reader: Reader, place: StoredTensor) -> Tensor:
-    """Read a whole float32 tensor."""
-    values = torch.empty(place.shape)
-    if values.numel():
-        reader.read_into(_bytes_of(values.view(-1)), place, 0)
-    return values
-
-
-def read_any(reader: Reader, place: StoredTensor) -> Tensor:
     """Read a whole tensor of any floating-point type as float32."""
     raw = torch.empty(place.shape, dtype=to_torch(place.dtype))
     if raw.numel():
         reader.read_into(_bytes_of(raw.view(-1).view(torch.uint8)), place, 0)
     return raw.float()
+
+
+def read_all(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Read all tensors of a checkpoint as float32."""
+    with Reader(checkpoint.files) as reader:
+        return {name: read_tensor(reader, place) for name, place in checkpoint.tensors.items()}
 
 
 def _bytes_of(flat: Tensor) -> memoryview:
@@ -122,9 +121,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and metadata that :func:`save_state` has written."""
     checkpoint = open_checkpoint(path)
-    with Reader(checkpoint.files) as reader:
-        tensors = {name: read_tensor(reader, place) for name, place in checkpoint.tensors.items()}
-    return tensors, dict(checkpoint.metadata)
+    return read_all(checkpoint), dict(checkpoint.metadata)
 
 
 def load_one(path: Path, name: str) -> Tensor:
