@@ -30,7 +30,7 @@ from torch import Tensor
 
 from merge_cli.checkpoint import Checkpoint, Reader, open_checkpoint
 from merge_cli.errors import RecipeError
-from merge_cli.fisher import FisherSettings, Probe, load_for, make_probe, read_any, write_gradient
+from merge_cli.fisher import FisherSettings, Probe, load_for, make_probe, read_tensor, squared_norm, write_gradient
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.recipe import Recipe
 from merge_cli.report.mismatch import SCHEMES
@@ -219,7 +219,7 @@ def _compare(
 
         def read(checkpoint: Checkpoint, name: str) -> Tensor | None:
             stored = checkpoint.find(name)
-            return None if stored is None else read_any(reader, stored).double()
+            return None if stored is None else read_tensor(reader, stored).double()
 
         for task in plan.merged:
             name = task.place.name
@@ -230,10 +230,11 @@ def _compare(
             if base_fisher is not None:
                 curvature += plan.base_scale * _wanted(read(base_fisher, name), name)
             step = _wanted(read(merged, name), name) - _wanted(read(base, name), name)
-            gap = sum(w * (t - h) for w, h, t in zip(weights, here, there, strict=True))
+            zero = torch.zeros_like(curvature)
+            gap = sum((w * (t - h) for w, h, t in zip(weights, here, there, strict=True)), zero)
             slope = sum(w * t for w, t in zip(weights, there, strict=True)) + curvature * step
-            mismatch += _squared_norm(gap, curvature)
-            joint += _squared_norm(slope, curvature)
+            mismatch += squared_norm(gap, curvature)
+            joint += squared_norm(slope, curvature)
         for i, expert in enumerate(own):
             for name in expert.gradient.tensors:
                 ends = read(merged, name), read(models[i], name)
@@ -251,12 +252,6 @@ def _wanted(values: Tensor | None, name: str) -> Tensor:
     if values is None:
         raise RecipeError(f"'{name}' is merged, but it is no parameter whose gradient could be measured")
     return values
-
-
-def _squared_norm(values: Tensor | int, curvature: Tensor) -> float:
-    """Return the square of the norm in the metric of 1 / H_0; where that has no curvature, nothing may differ."""
-    squares = torch.as_tensor(values).square()
-    return float(torch.where(squares > 0, squares / curvature, 0.0).sum())
 
 
 def _warnings(plan: MergePlan, found: dict[str, _Comparison]) -> Iterator[str]:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge_cli import __version__
-from merge_cli.checkpoint import FileIdentity, Files, Layout, Reader, ShardWriter, Staging, check_replaceable
-from merge_cli.checkpoint.files import writing
+from merge_cli.checkpoint import FileIdentity, Files, Reader, ShardWriter, Staging, check_apart, check_replaceable
+from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import RecipeError
 from merge_cli.plan import MergePlan
-from merge_cli.report import MergeReport, manifest, model_card, sha256_lines
-from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE, PRECISION_FOLDER
+from merge_cli.report import MergeReport, texts_beside
+from merge_cli.report.manifest import DIGEST_FILE, PRECISION_FOLDER, sha256_lines
 from merge_cli.stream import (
     JOURNAL_FILE,
     Discard,
@@ -31,7 +30,6 @@ from merge_cli.stream import (
     StreamResult,
     can_go_on,
     check_fishers,
-    crowds_memory,
     decisions,
     examine,
     find_past,
@@ -80,38 +78,17 @@ def merge(
     wanted = decisions(plan, _TOOL)
     staging = Staging(out, force=force, files=files)
     with staging.open(clear=restart) as folder:
-        past = find_past(folder, wanted, _layouts(plan, folder), files)
+        layouts = {folder: plan.layout, folder / PRECISION_FOLDER: plan.precision}
+        past = find_past(folder, wanted, layouts, files)
         try:
             if past is None:
                 staging.clear()
             result, digests = _write(_Output(plan, folder, files, sync, listener), out.name, past)
             staging.commit(sync=sync)
         except BaseException as error:
-            if staging.committed:
-                error.add_note(f"{out} is complete all the same")
-            elif can_go_on(error, folder, files):
-                error.add_note(f"what is done is kept in {folder}: the same command goes on from there")
-            else:
-                staging.discard()
+            _leave(staging, error, files)
             raise
-    return MergeReport(
-        out=str(out),
-        method=plan.recipe.merge_method,
-        models=plan.n or 1,
-        merged=len(plan.merged),
-        copied=len(plan.tasks) - len(plan.merged),
-        parameters=sum(task.place.numel for task in plan.tasks),
-        read_bytes=plan.read_bytes,
-        written_bytes=plan.written_bytes,
-        resumed_bytes=resumed_bytes(plan, past),
-        seconds=round(time.perf_counter() - began, 3),
-        device=result.device,
-        threads=plan.threads,
-        counts=result.counts,
-        diagnostics=dict(result.diagnosis.values),
-        warnings=(*plan.warnings, *result.diagnosis.warnings),
-        files=digests,
-    )
+    return _report(plan, out, result, digests, resumed=resumed_bytes(plan, past), seconds=time.perf_counter() - began)
 
 
 def examined(plan: MergePlan, *, files: Files | None = None) -> MergePlan:
@@ -154,21 +131,46 @@ def check_out(plan: MergePlan, out: Path, *, force: bool) -> None:
     Raises:
         RecipeError: With what is in the way.
     """
-    target = out.resolve()
     for each in plan.inputs:
-        root = each.root.resolve()
-        if target == root or target in root.parents:
-            what = "is" if target == root else "contains"
-            raise RecipeError(f"{out} {what} the input {each.label}", hint="choose another folder for the output")
+        check_apart(out, each.root, f"the input {each.label}")
     check_replaceable(out, force=force)
+
+
+def _leave(staging: Staging, error: BaseException, files: Files) -> None:
+    """Note on an error what is left, and keep of an unfinished output only what the same merge can go on from."""
+    if staging.committed:
+        error.add_note(f"{staging.out} is complete all the same")
+    elif can_go_on(error, staging.folder, files):
+        error.add_note(f"what is done is kept in {staging.folder}: the same command goes on from there")
+    else:
+        staging.discard()
+
+
+def _report(
+    plan: MergePlan, out: Path, result: StreamResult, digests: Mapping[str, str], *, resumed: int, seconds: float
+) -> MergeReport:
+    return MergeReport(
+        out=str(out),
+        method=plan.recipe.merge_method,
+        models=plan.n or 1,
+        merged=len(plan.merged),
+        copied=len(plan.tasks) - len(plan.merged),
+        parameters=sum(task.place.numel for task in plan.tasks),
+        read_bytes=plan.read_bytes,
+        written_bytes=plan.written_bytes,
+        resumed_bytes=resumed,
+        seconds=round(seconds, 3),
+        device=result.device,
+        threads=plan.threads,
+        counts=result.counts,
+        diagnostics=dict(result.diagnosis.values),
+        warnings=(*plan.warnings, *result.diagnosis.warnings),
+        files=digests,
+    )
 
 
 def _identities(plan: MergePlan) -> list[FileIdentity]:
     return [file for each in plan.inputs for file in each.files]
-
-
-def _layouts(plan: MergePlan, folder: Path) -> dict[Path, Layout | None]:
-    return {folder: plan.layout, folder / PRECISION_FOLDER: plan.precision}
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,8 @@ def _write(output: _Output, name: str, past: Past | None) -> tuple[StreamResult,
     plan, folder, files, sync = output.plan, output.folder, output.files, output.sync
     result, weights, digests = _write_weights(output, past)
     digests |= {source.name: files.copy(source, folder / source.name, sync=sync) for source in plan.side_files}
-    for file, text in _texts(plan, name, result, weights).items():
+    texts = texts_beside(plan, name, result.counts, result.diagnosis, weights, tool=_TOOL)
+    for file, text in texts.items():
         content = text.encode("utf-8")
         files.write_new(folder / file, content, sync=sync)
         digests[file] = hashlib.sha256(content).hexdigest()
@@ -227,42 +230,13 @@ def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, di
         stack.callback(journal.close)
         digests = RunningDigests(plan.layout, writer)
         result = stream(
-            plan,
-            writer,
-            reader,
-            output.listener,
-            precision_writer=precision_writer,
-            digests=digests,
-            journal=journal,
+            plan, writer, reader, output.listener, precision_writer=precision_writer, digests=digests, journal=journal
         )
         journal.synchronise()
         weights, precision = digests.finish(threads=plan.threads), {}
         if plan.precision is not None and precision_writer is not None:
             found = RunningDigests(plan.precision, precision_writer).finish(threads=plan.threads)
             precision = {f"{PRECISION_FOLDER}/{file}": digest for file, digest in found.items()}
-        if output.sync and crowds_memory(plan):
+        if output.sync and result.crowded:
             writer.forget()
         return result, weights, precision
-
-
-def _texts(plan: MergePlan, name: str, result: StreamResult, weights: Mapping[str, str]) -> dict[str, str]:
-    """Return what stands beside the weights: file name -> text."""
-    texts = {
-        "README.md": model_card(plan, name, tool=_TOOL),
-        MANIFEST_FILE: _json(manifest(plan, result.counts, result.diagnosis, weights, tool=_TOOL)),
-    }
-    if plan.config:
-        texts["config.json"] = _json(plan.config)
-    layouts = {"": plan.layout, f"{PRECISION_FOLDER}/": plan.precision}
-    for place, layout in layouts.items():
-        index = layout.index() if layout is not None else None
-        if index is not None:
-            texts[f"{place}model.safetensors.index.json"] = index.decode("utf-8")
-    if plan.precision is not None:
-        prior = result.diagnosis.values["prior_precision"]
-        texts[f"{PRECISION_FOLDER}/config.json"] = _json({"kind": "precision", "prior_precision": prior})
-    return texts
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -8,7 +8,7 @@ from merge_cli.checkpoint.index import Checkpoint, open_checkpoint
 from merge_cli.checkpoint.layout import Layout, lay_out
 from merge_cli.checkpoint.locate import SIDE_PATTERNS, locate
 from merge_cli.checkpoint.reader import Reader
-from merge_cli.checkpoint.staging import Staging, check_replaceable
+from merge_cli.checkpoint.staging import Staging, check_apart, check_replaceable
 from merge_cli.checkpoint.writer import ShardWriter
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ShardWriter",
     "Staging",
     "StoredTensor",
+    "check_apart",
     "check_replaceable",
     "from_torch",
     "lay_out",

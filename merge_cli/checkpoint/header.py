@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint.dtypes import DType
-from merge_cli.checkpoint.files import Files, reading
+from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.json_text import is_text, parse_json
+from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
 
 # The limit that the format's own library sets.

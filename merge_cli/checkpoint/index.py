@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint.collecting import without_collecting
-from merge_cli.checkpoint.files import Files, reading
+from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor, read_header
 from merge_cli.checkpoint.json_text import read_json
 from merge_cli.checkpoint.locate import refuse_link_out
 from merge_cli.checkpoint.pickled import read_pickled_header
+from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError, listed
 
 # Names under which quantised checkpoints keep the scales that their float8 numbers must be multiplied with.

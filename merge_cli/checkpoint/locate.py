@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from merge_cli.checkpoint.files import reading
+from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError, RecipeError
 
 # What stands beside the weights and belongs to the model: configuration, tokenizer, templates, remote code, licences.

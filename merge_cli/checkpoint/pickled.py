@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge_cli.checkpoint.dtypes import DType, from_torch
-from merge_cli.checkpoint.files import Files, reading
+from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor, is_tensor_name
+from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Self
 
 from merge_cli.checkpoint.descriptors import Descriptors
-from merge_cli.checkpoint.files import Files, reading
+from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.header import FileIdentity, StoredTensor
+from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from merge_cli.checkpoint.files import Files, writing
+from merge_cli.checkpoint.files import Files
+from merge_cli.checkpoint.locking import LOCK, clear_locked, discard_locked, is_in, locked
+from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import RecipeError, ResourceError
 
-_LOCK = ".lock"
 # In OUT.partial: what is called OUT.replaced is the checkpoint that the new one replaces. In OUT: so is OUT.partial.
 _REPLACING = ".replacing"
 _WEIGHTS = frozenset(
@@ -50,29 +50,15 @@ class Staging:
         if self._force:
             self._finish_replacing()
         self._check_free()
-        with writing(self.folder):
-            self._files.make_folder(self.folder)
-            names = self._files.names(self.folder)
-            if names and _LOCK not in names:
-                raise RecipeError(
-                    f"{self.folder} is in the way, and no earlier run has made it",
-                    hint="move it away, or choose another name for the output",
-                )
-            fd = self._files.open_write(self.folder / _LOCK)
-        try:
-            with writing(self.folder):
-                if not self._take_lock(fd):
-                    raise ResourceError(f"another process is writing {self.folder}", hint="wait for it, or stop it")
-            self._lock = fd
-            self._put_back()
-            if clear:
-                self.clear()
-            yield self.folder
-        finally:
-            self._lock = None
-            # The file is empty: that the system cannot close it takes nothing from what was done.
-            with contextlib.suppress(OSError):
-                self._files.close(fd)
+        busy = f"another process is writing {self.folder}"
+        with locked(self.folder, self._files, run="run", busy=busy) as self._lock:
+            try:
+                self._put_back()
+                if clear:
+                    self.clear()
+                yield self.folder
+            finally:
+                self._lock = None
 
     def commit(self, *, sync: bool) -> None:
         """Give the folder its final name, inside :meth:`open`; there is a complete OUT at any moment if there was one.
@@ -122,19 +108,19 @@ class Staging:
             names = [name for name in self._files.names(self.out) if name.startswith(".")]
             if _REPLACING in names:
                 self._remove_old()
-            for name in sorted(names, key=lambda name: (name == _LOCK, name == _REPLACING)):
+            for name in sorted(names, key=lambda name: (name == LOCK, name == _REPLACING)):
                 self._files.remove(self.out / name)
 
     def _remove_old(self) -> None:
         if self._replaced.exists():
             self._files.remove_folder(self._replaced)
         # It was exchanged and not renamed yet.
-        if self.folder.exists() and _LOCK not in self._files.names(self.folder):
+        if self.folder.exists() and LOCK not in self._files.names(self.folder):
             self._files.remove_folder(self.folder)
 
     def _finish_replacing(self) -> None:
         """Remove what a run has left that was killed after it had replaced OUT."""
-        lock = self.out / _LOCK
+        lock = self.out / LOCK
         with writing(self.out):
             if not lock.exists() or not (self.out / _REPLACING).exists():
                 return
@@ -157,20 +143,12 @@ class Staging:
     @property
     def committed(self) -> bool:
         """Whether the folder that :meth:`open` has locked is OUT by now."""
-        return self._committed or (self._lock is not None and _is_in(self._lock, self.out))
+        return self._committed or (self._lock is not None and is_in(self._lock, self.out))
 
     def discard(self) -> None:
-        """Remove the folder and what is in it, inside :meth:`open`; never a folder that is not, or no longer, its own.
-
-        The lock goes last: whatever kills this process on the way leaves a folder that the next run knows for one of
-        its kind.
-        """
-        if self._lock is None or not _is_in(self._lock, self.folder):
-            return
-        with contextlib.suppress(OSError, ResourceError):
-            self.clear()
-            self._files.remove(self.folder / _LOCK)
-            self._files.remove_empty_folder(self.folder)
+        """Remove the folder and what is in it, inside :meth:`open`; never one that is not, or no longer, its own."""
+        if self._lock is not None:
+            discard_locked(self.folder, self._lock, self._files)
 
     def _check_free(self) -> None:
         check_replaceable(self.out, force=self._force)
@@ -181,34 +159,13 @@ class Staging:
                     hint="move it away or remove it",
                 )
 
-    def _take_lock(self, fd: int) -> bool:
-        # Its holder may have committed between our opening and locking it, and its name gone with the folder.
-        return self._files.lock(fd) and _is_in(fd, self.folder)
-
     def clear(self) -> None:
         """Remove what an earlier run has left in the folder, inside :meth:`open`.
 
         Raises:
             ResourceError: If it cannot be removed.
         """
-        with writing(self.folder):
-            # The journal, a hidden file, comes first: without it nothing counts as done.
-            for name in self._files.names(self.folder):
-                path = self.folder / name
-                if name == _LOCK:
-                    continue
-                if path.is_dir() and not path.is_symlink():
-                    self._files.remove_folder(path)
-                else:
-                    self._files.remove(path)
-
-
-def _is_in(lock: int, folder: Path) -> bool:
-    """Whether an open lock file is that of a folder."""
-    try:
-        return os.path.samestat(os.fstat(lock), (folder / _LOCK).stat())
-    except OSError:
-        return False
+        clear_locked(self.folder, self._files)
 
 
 def check_replaceable(out: Path, *, force: bool) -> None:
@@ -229,3 +186,20 @@ def check_replaceable(out: Path, *, force: bool) -> None:
     whole = "config.json" in names and any(name.endswith(".safetensors") for name in names)
     if names and not whole and not names & _WEIGHTS:
         raise RecipeError(f"{out} does not look like a checkpoint; --force replaces checkpoints only")
+
+
+def check_apart(out: Path, source: Path, what: str) -> None:
+    """Refuse an OUT that is, or contains, what it is made from.
+
+    Args:
+        out: The output.
+        source: File or folder that is read.
+        what: What to call it.
+
+    Raises:
+        RecipeError: With what is in the way.
+    """
+    target, root = out.resolve(), source.resolve()
+    if target == root or target in root.parents:
+        relation = "is" if target == root else "contains"
+        raise RecipeError(f"{out} {relation} {what}", hint="choose another folder for the output")

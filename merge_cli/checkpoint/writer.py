@@ -8,9 +8,10 @@ from types import TracebackType
 from typing import Self
 
 from merge_cli.checkpoint.descriptors import Descriptors
-from merge_cli.checkpoint.files import Files, reading_back, writing
+from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.header import StoredTensor
 from merge_cli.checkpoint.layout import Layout
+from merge_cli.checkpoint.turning import reading_back, writing
 from merge_cli.errors import ResourceError
 from merge_cli.units import format_bytes
 

@@ -3,7 +3,7 @@
 It stands above everything but the command line: what it does to checkpoints, a user can do with the same recipes.
 """
 
-from merge_cli.demo.report import DemoReport, Row
+from merge_cli.demo.report import DemoReport
 from merge_cli.demo.running import run_demo
 
-__all__ = ["DemoReport", "Row", "run_demo"]
+__all__ = ["DemoReport", "run_demo"]

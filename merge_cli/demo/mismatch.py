@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import Checkpoint, Reader, open_checkpoint
+from merge_cli.checkpoint import open_checkpoint
 from merge_cli.demo import tiny
 from merge_cli.demo.corpus import Domain
 from merge_cli.demo.recipes import EXPERTS
-from merge_cli.fisher import read_any
+from merge_cli.fisher import read_all, squared_norm
 
 # Prior precision, relative to the mean of the base's curvature; the default of gradient matching.
 _RELATIVE_PRIOR = 0.01
@@ -33,10 +33,11 @@ class Mismatch:
 
     def __init__(self, folder: Path, domains: Sequence[Domain], examples: int) -> None:
         self._data = [(tiny.encode(domain.train[:examples]), len(domain.train)) for domain in domains]
-        own = [_read(open_checkpoint(folder / f"fisher-{i + 1}" / "gradient")) for i in range(len(EXPERTS))]
-        self._own = {name: sum((each[name] for each in own), torch.zeros(())) for name in own[0]}
+        own = [read_all(open_checkpoint(folder / f"fisher-{i + 1}" / "gradient")) for i in range(len(EXPERTS))]
+        self._own = {name: _sum(each[name] for each in own) for name in own[0]}
         base = open_checkpoint(folder / "fisher-base")
-        curvature = {name: values * float(base.metadata["train_examples"]) for name, values in _read(base).items()}
+        examples_of_base = float(base.metadata["train_examples"])
+        curvature = {name: values.double() * examples_of_base for name, values in read_all(base).items()}
         count = sum(values.numel() for values in curvature.values())
         prior = _RELATIVE_PRIOR * sum(float(values.sum()) for values in curvature.values()) / count
         self._curvature = {name: values + prior for name, values in curvature.items()}
@@ -45,13 +46,9 @@ class Mismatch:
         """Return the mismatch of the model in a folder."""
         model = tiny.load(folder)
         there = [tiny.sum_gradient(model, tokens, examples=examples) for tokens, examples in self._data]
-        squares = 0.0
-        for name, curvature in self._curvature.items():
-            gap = sum((each[name] for each in there), torch.zeros(())) - self._own[name]
-            squares += float((gap.square() / curvature).sum())
-        return math.sqrt(squares)
+        gaps = {name: _sum(each[name] for each in there) - own for name, own in self._own.items()}
+        return math.sqrt(sum(squared_norm(gap, self._curvature[name]) for name, gap in gaps.items()))
 
 
-def _read(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    with Reader(checkpoint.files) as reader:
-        return {name: read_any(reader, place).double() for name, place in checkpoint.tensors.items()}
+def _sum(gradients: Iterable[Tensor]) -> Tensor:
+    return sum((gradient.double() for gradient in gradients), torch.zeros((), dtype=torch.float64))

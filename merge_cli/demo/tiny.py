@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +36,6 @@ class Score:
 
     loss: float
     accuracy: float
-
-    @property
-    def perplexity(self) -> float:
-        """Perplexity per character."""
-        return math.exp(self.loss)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import Staging, check_replaceable, locate, open_checkpoint
-from merge_cli.checkpoint.files import make_folder
-from merge_cli.errors import CheckpointError
+from merge_cli.checkpoint import Files, Staging, check_apart, check_replaceable, locate, open_checkpoint
+from merge_cli.checkpoint.locking import clear_locked
+from merge_cli.checkpoint.turning import writing
+from merge_cli.errors import CheckpointError, ResourceError
 from merge_cli.fisher.data import open_rows
 from merge_cli.fisher.encoding import encoder_of
 from merge_cli.fisher.libraries import require
@@ -21,7 +22,7 @@ from merge_cli.fisher.losses import Estimator
 from merge_cli.fisher.modelling import guess_task, load_model
 from merge_cli.fisher.running import MeasuringRun
 from merge_cli.fisher.settings import FisherSettings, Progress
-from merge_cli.fisher.storage import float_layout, held, refuse_overwriting, write_layout
+from merge_cli.fisher.storage import float_layout, held, write_layout
 
 # Below so many drawn labels the noise of a diagonal outweighs what it tells.
 _FEW_LABELS = 256
@@ -71,7 +72,7 @@ def estimate_fisher(
     check_replaceable(out, force=force)
     settings.check()
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
-    refuse_overwriting(out, checkpoint)
+    check_apart(out, checkpoint.root, f"the model {checkpoint.label}")
     task = settings.task or guess_task(checkpoint)
     require("transformers", "running a model")
     rows = open_rows(settings.source)
@@ -82,7 +83,9 @@ def estimate_fisher(
         run.measure()
         metadata = run.metadata()
         _write(run, out, metadata, force=force, sync=sync)
-        shutil.rmtree(folder, ignore_errors=True)
+        # The output is there: what cannot be cleared away takes nothing from it.
+        with contextlib.suppress(ResourceError):
+            clear_locked(folder, Files())
     unmeasured = tuple(name for name in checkpoint.tensors if name not in run.shapes)
     warnings = tuple(_warnings(run, metadata))
     return FisherReport(out, metadata, run.ways, dict(run.tally.unusable), unmeasured, warnings)
@@ -124,7 +127,8 @@ def _write(run: MeasuringRun, out: Path, metadata: dict[str, str], *, force: boo
         write_layout(folder, layout, partial(_find_finite, run, "fisher"), scale=1 / examples, sync=sync)
         if run.settings.gradient:
             inside = folder / "gradient"
-            make_folder(inside)
+            with writing(inside):
+                Files().make_folder(inside)
             layout = float_layout(run.shapes.items(), {**metadata, "kind": "gradient", "reduction": "sum"})
             # The sum over the training set, of which the examples are a sample.
             scale = float(metadata["train_examples"]) / examples

@@ -25,6 +25,7 @@ from merge_cli.checkpoint import (
     Files,
     Reader,
     Staging,
+    check_apart,
     check_replaceable,
     locate,
     model_identity,
@@ -34,7 +35,7 @@ from merge_cli.checkpoint.json_text import read_json
 from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.fisher.modelling import StoredNames, empty_model, guess_task
 from merge_cli.fisher.optimizers import Moments, name_adam, name_ivon
-from merge_cli.fisher.storage import float_layout, read_any, refuse_overwriting, write_layout
+from merge_cli.fisher.storage import float_layout, read_tensor, write_layout
 
 # Factor by which the examples of a step may differ from a batch without more batches having gone into it.
 _MOST_OFF = 1.5
@@ -82,7 +83,7 @@ def import_fisher(settings: ImportSettings, out: Path, *, force: bool = False, s
     """
     check_replaceable(out, force=force)
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
-    refuse_overwriting(out, checkpoint)
+    check_apart(out, checkpoint.root, f"the model {checkpoint.label}")
     if settings.kind is Kind.ADAM:
         _check_tokens(settings, checkpoint)
     moments = _read(settings, checkpoint)
@@ -116,7 +117,7 @@ def _read(settings: ImportSettings, checkpoint: Checkpoint) -> Moments:
         opened = open_checkpoint(settings.source)
         with Reader(opened.files) as reader:
             found = {
-                name.removesuffix(".exp_avg_sq"): read_any(reader, place)
+                name.removesuffix(".exp_avg_sq"): read_tensor(reader, place)
                 for name, place in opened.tensors.items()
                 if place.dtype.is_float
             }

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from merge_cli.checkpoint import Checkpoint
-from merge_cli.checkpoint.files import make_folder
+from merge_cli.checkpoint import Checkpoint, Files
+from merge_cli.checkpoint.turning import writing
 from merge_cli.fisher.batches import Batch
 from merge_cli.fisher.data import open_rows
 from merge_cli.fisher.encoding import encoder_of
@@ -76,7 +76,8 @@ def write_gradient(loaded: Loaded, checkpoint: Checkpoint, probe: Probe, out: Pa
     for name, total in gradient.totals.items():
         for stored, values in names.stored(name, total.to("meta")).items():
             shapes[stored], holder[stored] = tuple(values.shape), name
-    make_folder(out)
+    with writing(out):
+        Files().make_folder(out)
     layout = float_layout(shapes.items(), {"format": "pt", "kind": "gradient", "reduction": "sum"})
     write_layout(
         out, layout, lambda stored: names.stored(holder[stored], gradient.totals[holder[stored]])[stored],

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +22,9 @@ from merge_cli.checkpoint import (
     open_checkpoint,
     to_torch,
 )
-from merge_cli.checkpoint.files import make_folder, open_lock, writing
-from merge_cli.errors import RecipeError, ResourceError
+from merge_cli.checkpoint.locking import discard_locked, locked
+from merge_cli.checkpoint.turning import writing
 
-_LOCK = ".lock"
 SHARD_BYTES = 5_000_000_000
 # Elements that are scaled and written at a time.
 _BLOCK_NUMEL = 2**22
@@ -70,14 +66,6 @@ def write_tensor(writer: ShardWriter, place: StoredTensor, values: Tensor, *, sc
 
 
 def read_tensor(reader: Reader, place: StoredTensor) -> Tensor:
-    """Read a whole float32 tensor."""
-    values = torch.empty(place.shape)
-    if values.numel():
-        reader.read_into(_bytes_of(values.view(-1)), place, 0)
-    return values
-
-
-def read_any(reader: Reader, place: StoredTensor) -> Tensor:
     """Read a whole tensor of any floating-point type as float32."""
     raw = torch.empty(place.shape, dtype=to_torch(place.dtype))
     if raw.numel():
@@ -85,21 +73,15 @@ def read_any(reader: Reader, place: StoredTensor) -> Tensor:
     return raw.float()
 
 
+def read_all(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Read all tensors of a checkpoint as float32."""
+    with Reader(checkpoint.files) as reader:
+        return {name: read_tensor(reader, place) for name, place in checkpoint.tensors.items()}
+
+
 def _bytes_of(flat: Tensor) -> memoryview:
     array: Any = flat.numpy()
     return memoryview(array).cast("B")
-
-
-def refuse_overwriting(out: Path, model: Checkpoint) -> None:
-    """Refuse an output folder that is, or contains, the model.
-
-    Raises:
-        RecipeError: With what is in the way.
-    """
-    target, root = out.resolve(), model.root.resolve()
-    if target == root or target in root.parents:
-        what = "is" if target == root else "contains"
-        raise RecipeError(f"{out} {what} the model {model.label}", hint="choose another folder for the Fisher")
 
 
 @contextlib.contextmanager
@@ -110,60 +92,36 @@ def held(folder: Path) -> Iterator[Path]:
         ResourceError: If another process holds it, or it cannot be made.
         RecipeError: If it is none of ours.
     """
-    lock = folder / _LOCK
-    with writing(folder):
-        make_folder(folder)
-        names = {path.name for path in folder.iterdir()}
-        if names and _LOCK not in names:
-            raise RecipeError(
-                f"{folder} is in the way, and no earlier measurement has made it",
-                hint="move it away, or choose another name for the output",
-            )
-        fd = open_lock(lock)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its holder may have removed it between our opening and locking it.
-            mine = os.path.samestat(os.fstat(fd), lock.stat())
-        except (BlockingIOError, FileNotFoundError):
-            mine = False
-        if not mine:
-            raise ResourceError(f"another process is measuring into {folder}", hint="wait for it, or stop it")
+    files, busy = Files(), f"another process is measuring into {folder}"
+    with locked(folder, files, run="measurement", busy=busy) as lock:
         try:
             yield folder
         finally:
             if not any(folder.glob("*.safetensors")):
-                shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(fd)
+                discard_locked(folder, lock, files)
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Replace a file by one that holds these tensors; it is complete under its name at any moment."""
-    with writing(path):
-        make_folder(path.parent)
-    fresh = path.with_name(path.name + ".new")
+    files, fresh = Files(), path.with_name(path.name + ".new")
     with writing(fresh):
-        make_folder(fresh)
+        files.make_folder(fresh)
     layout = lay_out(
         [(name, DType.F32, tuple(values.shape)) for name, values in tensors.items()],
         shard_bytes=2**62,
         metadata=metadata,
     )
     write_layout(fresh, layout, tensors.__getitem__, scale=1.0, sync=True)
-    files = Files()
     with writing(path):
         files.rename(fresh / "model.safetensors", path)
-        fresh.rmdir()
+        files.remove_empty_folder(fresh)
     files.sync_folder(path.parent)
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and metadata that :func:`save_state` has written."""
     checkpoint = open_checkpoint(path)
-    with Reader(checkpoint.files) as reader:
-        tensors = {name: read_tensor(reader, place) for name, place in checkpoint.tensors.items()}
-    return tensors, dict(checkpoint.metadata)
+    return read_all(checkpoint), dict(checkpoint.metadata)
 
 
 def load_one(path: Path, name: str) -> Tensor:

@@ -1,6 +1,6 @@
 """Decisions on names, shapes and bytes: from a recipe and the checkpoints' headers to a :class:`MergePlan`."""
 
-from merge_cli.plan.build import DEFAULT_MEMORY, DEFAULT_SHARD, build_plan
-from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask
+from merge_cli.plan.build import build_plan
+from merge_cli.plan.model import MergePlan, TensorTask
 
-__all__ = ["DEFAULT_MEMORY", "DEFAULT_SHARD", "MergePlan", "PlannedInput", "TensorTask", "build_plan"]
+__all__ = ["MergePlan", "TensorTask", "build_plan"]

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 
 from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, StoredTensor, lay_out, parse_float_dtype
 from merge_cli.checkpoint.collecting import without_collecting
-from merge_cli.errors import CheckpointError, RecipeError, count_of
+from merge_cli.errors import RecipeError
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
-from merge_cli.plan.fishers import check_kinds, posterior_prior
+from merge_cli.plan.fishers import check_kinds, check_shapes, fisher_scales, posterior_prior
 from merge_cli.plan.inputs import Inputs, open_inputs
 from merge_cli.plan.memory import Blocks, choose_blocks
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
@@ -21,8 +21,8 @@ from merge_cli.plan.positions import layer_positions
 from merge_cli.plan.warnings import plan_warnings
 from merge_cli.recipe import Recipe, check_recipe
 
-DEFAULT_MEMORY = 512 * 2**20
-DEFAULT_SHARD = 5 * 10**9
+_DEFAULT_MEMORY = 512 * 2**20
+_DEFAULT_SHARD = 5 * 10**9
 # Elements of a tensor on average below which Python's own work, which one thread does at a time, is most of it.
 _SMALL_TENSOR = 2**15
 
@@ -31,9 +31,9 @@ _SMALL_TENSOR = 2**15
 def build_plan(
     recipe: Recipe,
     *,
-    memory: int = DEFAULT_MEMORY,
+    memory: int = _DEFAULT_MEMORY,
     threads: int | None = None,
-    shard_size: int = DEFAULT_SHARD,
+    shard_size: int = _DEFAULT_SHARD,
     device: str = "auto",
     allow_nonfinite: bool = False,
     files: Files | None = None,
@@ -57,19 +57,16 @@ def build_plan(
     # One made in Python, and not loaded, was not checked yet.
     recipe = check_recipe(recipe)
     method = find_method(recipe.merge_method)
-    settings = ParameterLookup(recipe, method, recipe.models).settings()
-    inputs = open_inputs(recipe, method, _needs(recipe, method, settings), files or Files())
-    check_kinds(inputs)
+    inputs = _inputs(recipe, method, files or Files())
     names = decide_names(recipe, inputs)
-    _check_companions(inputs, sorted(names.merged))
-    lookup = ParameterLookup(recipe, method, inputs.entries)
+    check_shapes(inputs, sorted(names.merged))
     steps = tuple((name, find_step(name).params.model_validate(given)) for name, given in recipe.prepare.items())
     layout = _layout(recipe, inputs, names, shard_size)
-    tasks = tuple(_tasks(inputs, names, lookup, layout, method, prepared=bool(steps)))
+    tasks = tuple(_tasks(recipe, inputs, names, layout, method))
     merged = [task for task in tasks if task.copied is None]
     _check_measures(recipe, method, [task.params for task in merged if task.params])
     blocks = _blocks(inputs, method, merged, memory, threads or _useful_threads(merged))
-    scales, base_scale = _examples(recipe, inputs, next((task.params for task in merged), None))
+    scales, base_scale = fisher_scales(recipe, inputs, next((task.params for task in merged), None))
     return MergePlan(
         recipe=recipe,
         inputs=tuple(PlannedInput(role, each) for role, each in inputs.by_role()),
@@ -91,6 +88,14 @@ def build_plan(
         side_files=side_files(side_file_donor(inputs)),
         warnings=tuple(plan_warnings(recipe, inputs, names, method, merged)),
     )
+
+
+def _inputs(recipe: Recipe, method: Method, files: Files) -> Inputs:
+    """Open all that the recipe names and the method reads."""
+    settings = ParameterLookup(recipe, method, recipe.models).settings()
+    inputs = open_inputs(recipe, method, _needs(recipe, method, settings), files)
+    check_kinds(inputs)
+    return inputs
 
 
 def _needs(recipe: Recipe, method: Method, settings: Params) -> frozenset[Need]:
@@ -134,9 +139,8 @@ def _precision_layout(recipe: Recipe, method: Method, merged: list[TensorTask], 
     return lay_out(tensors, shard_bytes=shard_size, metadata=metadata)
 
 
-def _tasks(
-    inputs: Inputs, names: Names, lookup: ParameterLookup, layout: Layout, method: Method, *, prepared: bool
-) -> Iterator[TensorTask]:
+def _tasks(recipe: Recipe, inputs: Inputs, names: Names, layout: Layout, method: Method) -> Iterator[TensorTask]:
+    lookup = ParameterLookup(recipe, method, inputs.entries)
     positions = layer_positions(names.order, inputs.reference.config)
     for shard in layout.shards:
         for place in shard.tensors:
@@ -146,7 +150,7 @@ def _tasks(
                 continue
             params = lookup.for_tensor(name, positions.get(name, 0.0))
             models = _of_each(inputs.models, name)
-            if method.copies(params) and not prepared:
+            if method.copies(params) and not recipe.prepare:
                 yield TensorTask(place, copied=models[0])
                 continue
             yield TensorTask(
@@ -164,30 +168,6 @@ def _of_each(checkpoints: Iterable[Checkpoint], name: str) -> tuple[StoredTensor
     """Return the tensor of this name in each checkpoint; that they fit has been checked."""
     found = [checkpoint.find(name) for checkpoint in checkpoints]
     return tuple(tensor for tensor in found if tensor is not None)
-
-
-def _check_companions(inputs: Inputs, merged: Iterable[str]) -> None:
-    """Fishers and gradients must have every merged tensor in the model's shape; all that do not are listed."""
-    names = list(merged)
-    base = [inputs.base_fisher] if inputs.base_fisher is not None else []
-    for what, checkpoints in (("Fisher", [*inputs.fishers, *base]), ("gradient", inputs.gradients)):
-        for checkpoint in checkpoints:
-            problems = [line for name in names if (line := _misfit(checkpoint, name, inputs.reference))]
-            if problems:
-                raise CheckpointError(
-                    f"the {what} {checkpoint.label} does not fit the models in {count_of(len(problems), 'tensor')}:\n"
-                    + "\n".join(problems),
-                    hint=f"is it the {what} of this model? leave tensors without one unmerged with `exclude:`",
-                )
-
-
-def _misfit(checkpoint: Checkpoint, name: str, reference: Checkpoint) -> str | None:
-    tensor, wanted = checkpoint.find(name), reference.find(name)
-    if tensor is None or wanted is None:
-        return f"  {name} is missing"
-    if tensor.shape == wanted.shape and tensor.dtype.is_float:
-        return None
-    return f"  {name} is {list(tensor.shape)} of {tensor.dtype.torch_name}, expected {list(wanted.shape)} of float32"
 
 
 def _check_measures(recipe: Recipe, method: Method, all_params: list[Params]) -> None:
@@ -213,40 +193,3 @@ def _blocks(inputs: Inputs, method: Method, merged: list[TensorTask], memory: in
         memory=memory,
         threads=threads,
     )
-
-
-def _examples(recipe: Recipe, inputs: Inputs, params: Params | None) -> tuple[tuple[float, ...], float]:
-    """Return what each mean Fisher is multiplied with: N for the sum scale, 1 for the mean scale.
-
-    A method that reads curvature may have the parameters ``curvature`` (sum or mean), ``examples`` and
-    ``base_examples``, which override what the Fisher files say.
-    """
-    if params is None or Need.CURVATURE not in inputs.needs or getattr(params, "curvature", "sum") == "mean":
-        return (1.0,) * len(inputs.models), 1.0
-    given = getattr(params, "examples", (None,) * len(inputs.models))
-    scales = tuple(
-        number
-        if number is not None
-        else 1.0
-        if posterior_prior(fisher) is not None
-        else _train_examples(recipe, fisher, "examples")
-        for number, fisher in zip(given, inputs.fishers, strict=True)
-    )
-    if inputs.base_fisher is None:
-        return scales, 1.0
-    base = getattr(params, "base_examples", None)
-    return scales, base if base is not None else _train_examples(recipe, inputs.base_fisher, "base_examples")
-
-
-def _train_examples(recipe: Recipe, fisher: Checkpoint, parameter: str) -> float:
-    text = fisher.metadata.get("train_examples") or fisher.metadata.get("examples")
-    try:
-        number = float(text or "")
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise RecipeError(
-            f"{recipe.origin.at('parameters')}: {fisher.label} does not say for how many training examples it stands",
-            hint=f"give `{parameter}: N`, or count all data sets alike with `curvature: mean`",
-        )
-    return number

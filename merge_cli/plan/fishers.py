@@ -1,14 +1,15 @@
-"""What a Fisher file says of itself, and what a base says of how it was made."""
+"""What Fisher and gradient files say of themselves and must hold, and what a base says of how it was made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from merge_cli.checkpoint import Checkpoint, Files
 from merge_cli.checkpoint.json_text import read_json
-from merge_cli.errors import CheckpointError, listed
-from merge_cli.methods.contract import Need
+from merge_cli.errors import CheckpointError, RecipeError, count_of, listed
+from merge_cli.methods.contract import Need, Params
 from merge_cli.plan.inputs import Inputs
+from merge_cli.recipe import Recipe
 
 _MANIFEST = "merge_manifest.json"
 # Characters of a name in a manifest; longer ones are none.
@@ -43,6 +44,34 @@ def check_kinds(inputs: Inputs) -> None:
             )
 
 
+def check_shapes(inputs: Inputs, merged: Iterable[str]) -> None:
+    """Refuse Fishers and gradients that lack a merged tensor, or have it in another shape than the model.
+
+    Raises:
+        CheckpointError: Listing all such tensors.
+    """
+    names = list(merged)
+    base = [inputs.base_fisher] if inputs.base_fisher is not None else []
+    for what, checkpoints in (("Fisher", [*inputs.fishers, *base]), ("gradient", inputs.gradients)):
+        for checkpoint in checkpoints:
+            problems = [line for name in names if (line := _misfit(checkpoint, name, inputs.reference))]
+            if problems:
+                raise CheckpointError(
+                    f"the {what} {checkpoint.label} does not fit the models in {count_of(len(problems), 'tensor')}:\n"
+                    + "\n".join(problems),
+                    hint=f"is it the {what} of this model? leave tensors without one unmerged with `exclude:`",
+                )
+
+
+def _misfit(checkpoint: Checkpoint, name: str, reference: Checkpoint) -> str | None:
+    tensor, wanted = checkpoint.find(name), reference.find(name)
+    if tensor is None or wanted is None:
+        return f"  {name} is missing"
+    if tensor.shape == wanted.shape and tensor.dtype.is_float:
+        return None
+    return f"  {name} is {list(tensor.shape)} of {tensor.dtype.torch_name}, expected {list(wanted.shape)} of float32"
+
+
 def posterior_prior(fisher: Checkpoint) -> float | None:
     """Return the prior precision within a posterior precision, or None where the file is a Fisher.
 
@@ -62,6 +91,46 @@ def posterior_prior(fisher: Checkpoint) -> float | None:
             hint="keep the config.json that was written beside it",
         )
     return float(prior)
+
+
+def fisher_scales(recipe: Recipe, inputs: Inputs, params: Params | None) -> tuple[tuple[float, ...], float]:
+    """Return what each mean Fisher is multiplied with: N for the sum scale, 1 for the mean scale.
+
+    A method that reads curvature may have the parameters ``curvature`` (sum or mean), ``examples`` and
+    ``base_examples``, which override what the Fisher files say.
+
+    Raises:
+        RecipeError: If neither says how many examples a Fisher stands for.
+    """
+    if params is None or Need.CURVATURE not in inputs.needs or getattr(params, "curvature", "sum") == "mean":
+        return (1.0,) * len(inputs.models), 1.0
+    given = getattr(params, "examples", (None,) * len(inputs.models))
+    scales = tuple(
+        number
+        if number is not None
+        else 1.0
+        if posterior_prior(fisher) is not None
+        else _train_examples(recipe, fisher, "examples")
+        for number, fisher in zip(given, inputs.fishers, strict=True)
+    )
+    if inputs.base_fisher is None:
+        return scales, 1.0
+    base = getattr(params, "base_examples", None)
+    return scales, base if base is not None else _train_examples(recipe, inputs.base_fisher, "base_examples")
+
+
+def _train_examples(recipe: Recipe, fisher: Checkpoint, parameter: str) -> float:
+    text = fisher.metadata.get("train_examples") or fisher.metadata.get("examples")
+    try:
+        number = float(text or "")
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise RecipeError(
+            f"{recipe.origin.at('parameters')}: {fisher.label} does not say for how many training examples it stands",
+            hint=f"give `{parameter}: N`, or count all data sets alike with `curvature: mean`",
+        )
+    return number
 
 
 def stale_expert_warnings(inputs: Inputs) -> Iterator[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import SIDE_PATTERNS, Checkpoint, DType
-from merge_cli.checkpoint.files import reading
 from merge_cli.checkpoint.locate import refuse_link_out
+from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.names import Names

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Checkpoint
-from merge_cli.checkpoint.files import reading
+from merge_cli.checkpoint.turning import reading
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.output import side_file_donor
 

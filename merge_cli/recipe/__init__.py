@@ -2,17 +2,14 @@
 
 from merge_cli.recipe.json_schema import recipe_json_schema
 from merge_cli.recipe.load import check_recipe, load_recipe, parse_recipe
-from merge_cli.recipe.schema import Exclusion, ModelEntry, Origin, Recipe
-from merge_cli.recipe.values import Choice, Gradient, Scalar, resolve
+from merge_cli.recipe.schema import Exclusion, ModelEntry, Recipe
+from merge_cli.recipe.values import Choice, resolve
 
 __all__ = [
     "Choice",
     "Exclusion",
-    "Gradient",
     "ModelEntry",
-    "Origin",
     "Recipe",
-    "Scalar",
     "check_recipe",
     "load_recipe",
     "parse_recipe",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.files import reading
+from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError, RecipeError
 
 _MOST_BYTES = 1_000_000

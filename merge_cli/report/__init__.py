@@ -3,9 +3,9 @@
 from merge_cli.report.card import model_card
 from merge_cli.report.fisher_summary import LayerSummary, summarize_fisher
 from merge_cli.report.inspection import Inspection, inspect_checkpoint
-from merge_cli.report.manifest import manifest, sha256_lines
 from merge_cli.report.mismatch import MismatchReport, mismatch_report
 from merge_cli.report.model import MergeReport
+from merge_cli.report.texts import texts_beside
 from merge_cli.report.verification import Verification
 
 __all__ = [
@@ -15,9 +15,8 @@ __all__ = [
     "MismatchReport",
     "Verification",
     "inspect_checkpoint",
-    "manifest",
     "mismatch_report",
     "model_card",
-    "sha256_lines",
     "summarize_fisher",
+    "texts_beside",
 ]

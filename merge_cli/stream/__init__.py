@@ -1,6 +1,5 @@
 """Blocks through a method: the only package that knows threads and devices."""
 
-from merge_cli.stream.allocator import crowds_memory
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.engine import stream
@@ -25,7 +24,6 @@ __all__ = [
     "can_go_on",
     "check_fishers",
     "choose_device",
-    "crowds_memory",
     "decisions",
     "examine",
     "find_past",

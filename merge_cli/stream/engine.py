@@ -59,9 +59,9 @@ def stream(
     """
     keep_large_buffers()
     device = choose_device(plan.device)
-    drops = crowds_memory(plan)
+    crowded = crowds_memory(plan)
     try:
-        workers = [Worker(plan, reader, writer, device, precision_writer, drops) for _ in range(plan.threads)]
+        workers = [Worker(plan, reader, writer, device, precision_writer, crowded) for _ in range(plan.threads)]
     except RuntimeError as error:
         raise as_memory_error(error) from None
     chain, tallies = Chain(plan, {}, {}), Tallies()
@@ -72,7 +72,7 @@ def stream(
     _Engine(plan, Pool(workers), listener or Quiet(), chain, tallies, done, digests, journal).run()
     reader.check_unchanged()
     sums = tallies.sums()
-    return StreamResult(dict(sorted(tallies.counts.items())), str(device), sums, diagnosis(chain, sums))
+    return StreamResult(dict(sorted(tallies.counts.items())), str(device), sums, diagnosis(chain, sums), crowded)
 
 
 @dataclass(frozen=True)

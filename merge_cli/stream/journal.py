@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.files import reading_back, writing
+from merge_cli.checkpoint.turning import reading_back, writing
 
 JOURNAL_FILE = ".journal"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -137,11 +137,6 @@ class Journal:
         self._end = len(content)
         self._writing, self._syncing = threading.Lock(), threading.Lock()
         self._last_sync = time.monotonic()
-
-    @property
-    def empty(self) -> bool:
-        """Whether no range is finished."""
-        return not self._written
 
     def record(self, record: Record) -> None:
         """Note a range whose bytes are written; from time to time this takes a sync.

@@ -23,12 +23,14 @@ class StreamResult:
         device: What it ran on.
         sums: Tensor -> what the method summed over it.
         diagnosis: What the method makes of the sums.
+        crowded: Whether the files would have taken too much of the memory, so that what was read was dropped.
     """
 
     counts: dict[str, int]
     device: str
     sums: dict[str, dict[str, float]]
     diagnosis: Diagnosis
+    crowded: bool
 
 
 @dataclass

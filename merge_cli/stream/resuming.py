@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from merge_cli.checkpoint import Files, Layout
-from merge_cli.checkpoint.files import writing
+from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import CheckpointError, RecipeError, ResourceError, VerificationError
 from merge_cli.plan import MergePlan
 from merge_cli.stream.device import choose_device

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.files import make_folder, reading, writing
+from merge_cli.checkpoint.turning import reading, writing
 from merge_cli.errors import CheckpointError, MergeError, ResourceError
 from tests.checkpoint.helpers import EIO, ENOSPC, Failing, Trickle
 
@@ -227,9 +227,9 @@ def test_a_copy_that_fails_says_on_which_side_and_leaves_nothing_open(
 
 
 def test_a_folder_is_made_with_those_on_the_way_and_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
-    make_folder(tmp_path / "a" / "b")
-    make_folder(tmp_path / "a" / "b")
+    Files().make_folder(tmp_path / "a" / "b")
+    Files().make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
-        make_folder(tmp_path / "file")
+        Files().make_folder(tmp_path / "file")

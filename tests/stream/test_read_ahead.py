@@ -9,7 +9,7 @@ import torch
 
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.run import examined, merge
-from merge_cli.stream import allocator, crowds_memory
+from merge_cli.stream import allocator, engine
 from tests.checkpoints import recipe_over, write_checkpoint
 from tests.crash.seam import Seam
 
@@ -47,8 +47,7 @@ def test_each_range_is_announced_before_it_is_read(tmp_path: Path) -> None:
 
 
 def test_what_would_crowd_the_memory_is_dropped_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("merge_cli.stream.engine", "merge_cli.run"):
-        monkeypatch.setattr(f"{module}.crowds_memory", lambda plan: True)
+    monkeypatch.setattr(engine, "crowds_memory", lambda plan: True)
     plan, files = planned(tmp_path), Seam()
     merge(plan, tmp_path / "out", files=files)
     for name in ("base", "one"):
@@ -66,6 +65,6 @@ def test_half_the_memory_that_is_there_may_be_filled(
     (tmp_path / "meminfo").write_text("MemTotal:       9999999 kB\nMemAvailable:      1000 kB\nBuffers: 5 kB\n")
     monkeypatch.setattr(allocator, "_MEMORY", tmp_path / "meminfo")
     plan: Any = SimpleNamespace(read_bytes=nbytes - 1000, written_bytes=1000)
-    assert crowds_memory(plan) is crowds
+    assert allocator.crowds_memory(plan) is crowds
     monkeypatch.setattr(allocator, "_MEMORY", tmp_path / "none")
-    assert not crowds_memory(plan)
+    assert not allocator.crowds_memory(plan)

@@ -1,0 +1,89 @@
+"""Keeps the folder in which a run works for that run alone, by a lock on a hidden file in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from merge_cli.checkpoint.files import Files
+from merge_cli.checkpoint.turning import writing
+from merge_cli.errors import RecipeError, ResourceError
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
+    """Make a folder, or take one that an earlier run has left, and yield the lock, which is held until the end.
+
+    Args:
+        folder: The folder.
+        files: The system calls to use.
+        run: What a process that makes such folders is called.
+        busy: What is said where another process holds it.
+
+    Raises:
+        RecipeError: If the folder was not made by such a run.
+        ResourceError: If another process holds it, or it cannot be made.
+    """
+    with writing(folder):
+        files.make_folder(folder)
+        names = files.names(folder)
+        if names and LOCK not in names:
+            raise RecipeError(
+                f"{folder} is in the way, and no earlier {run} has made it",
+                hint="move it away, or choose another name for the output",
+            )
+        fd = files.open_write(folder / LOCK)
+    try:
+        with writing(folder):
+            # Its holder may have committed between our opening and locking it, and its name gone with the folder.
+            if not files.lock(fd) or not is_in(fd, folder):
+                raise ResourceError(busy, hint="wait for it, or stop it")
+        yield fd
+    finally:
+        # The file is empty: that the system cannot close it takes nothing from what was done.
+        with contextlib.suppress(OSError):
+            files.close(fd)
+
+
+def is_in(lock: int, folder: Path) -> bool:
+    """Whether an open lock file is that of a folder."""
+    try:
+        return os.path.samestat(os.fstat(lock), (folder / LOCK).stat())
+    except OSError:
+        return False
+
+
+def clear_locked(folder: Path, files: Files) -> None:
+    """Remove all but the lock from a folder that is locked.
+
+    Raises:
+        ResourceError: If it cannot be removed.
+    """
+    with writing(folder):
+        # A journal, a hidden file, comes first: without it nothing counts as done.
+        for name in files.names(folder):
+            path = folder / name
+            if name == LOCK:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                files.remove_folder(path)
+            else:
+                files.remove(path)
+
+
+def discard_locked(folder: Path, lock: int, files: Files) -> None:
+    """Remove a folder and what is in it, as far as the system lets it; never one that is not, or no longer, locked.
+
+    The lock goes last: until then no other process can take the folder, and whatever kills this one on the way leaves
+    a folder that the next run knows for one of its kind.
+    """
+    if not is_in(lock, folder):
+        return
+    with contextlib.suppress(OSError, ResourceError):
+        clear_locked(folder, files)
+        files.remove(folder / LOCK)
+        files.remove_empty_folder(folder)

@@ -1,0 +1,36 @@
+"""Where tables and warnings are printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from merge_cli.errors import printable
+
+_WIDE = 10_000
+
+
+def new_console(*, to_stderr: bool = False) -> Console:
+    """Return a console that does not wrap or colour what goes into a pipe."""
+    terminal = (sys.stderr if to_stderr else sys.stdout).isatty()
+    # Tables are cut to the width of the console, which is 80 in a pipe whatever reads it.
+    width = None if terminal else _WIDE
+    return Console(stderr=to_stderr, highlight=False, soft_wrap=not terminal, width=width, emoji=False, markup=False)
+
+
+def new_table(*headings: str) -> Table:
+    """Return an empty table without lines; headings that are all empty are not shown."""
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(headings))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def warnings(lines: Sequence[str]) -> None:
+    """Print warnings to standard error."""
+    for line in lines:
+        typer.echo(f"warning: {printable(line)}", err=True)

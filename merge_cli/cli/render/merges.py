@@ -1,0 +1,110 @@
+"""What a merge would do, and what it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from merge_cli.cli.render.console import new_console, new_table
+from merge_cli.errors import printable
+from merge_cli.methods.contract import Diagnosis
+from merge_cli.plan import MergePlan
+from merge_cli.report import MergeReport
+from merge_cli.units import format_bytes, format_count, format_seconds
+
+
+def plan(
+    planned: MergePlan,
+    *,
+    as_json: bool,
+    every_tensor: bool = False,
+    to_stderr: bool = False,
+    found: Diagnosis | None = None,
+) -> None:
+    """Print what a merge would read, write and hold, and what was found where it was measured."""
+    if as_json:
+        measured = {"diagnostics": dict(found.values), "predictions": list(found.warnings)} if found else {}
+        typer.echo(json.dumps(_plan_json(planned) | measured))
+        return
+    console = new_console(to_stderr=to_stderr)
+    inputs = new_table("role", "checkpoint", "files", "size")
+    for each in planned.inputs:
+        inputs.add_row(each.role, printable(each.label), str(len(each.files)), format_bytes(each.nbytes))
+    console.print(inputs)
+    facts = new_table("", "")
+    copied = len(planned.tasks) - len(planned.merged)
+    facts.add_row("method", f"{planned.recipe.merge_method}: {planned.method.equation}")
+    for name, params in planned.steps:
+        facts.add_row("prepare", f"{name} {params.model_dump(mode='json')}")
+    facts.add_row("tensors", f"{len(planned.merged)} merged, {copied} copied")
+    facts.add_row("read", format_bytes(planned.read_bytes))
+    facts.add_row("write", f"{format_bytes(planned.written_bytes)} in {len(planned.layout.shards)} file(s)")
+    facts.add_row("hold", f"{format_bytes(planned.buffer_bytes)} of {format_bytes(planned.memory_bytes)} for buffers")
+    facts.add_row("work", f"{planned.threads} thread(s), {planned.block_numel} elements per block, {planned.device}")
+    console.print(facts)
+    if found is not None:
+        diagnostics(found.values)
+    if every_tensor:
+        tensors = new_table("tensor", "dtype", "shape", "")
+        for task in planned.tasks:
+            what = json.dumps(task.params.model_dump(mode="json", by_alias=True)) if task.params else "copied"
+            shape = " x ".join(map(str, task.place.shape))
+            tensors.add_row(task.place.name, task.place.dtype.torch_name, shape, what)
+        console.print(tensors)
+
+
+def _plan_json(planned: MergePlan) -> dict[str, Any]:
+    return {
+        "method": planned.recipe.merge_method,
+        "inputs": [
+            {"role": each.role, "checkpoint": each.label, "files": len(each.files), "bytes": each.nbytes}
+            for each in planned.inputs
+        ],
+        "merged": len(planned.merged),
+        "copied": len(planned.tasks) - len(planned.merged),
+        "read_bytes": planned.read_bytes,
+        "written_bytes": planned.written_bytes,
+        "files": len(planned.layout.shards),
+        "buffer_bytes": planned.buffer_bytes,
+        "memory_bytes": planned.memory_bytes,
+        "block_numel": planned.block_numel,
+        "threads": planned.threads,
+        "device": planned.device,
+        "digest": planned.digest,
+        "warnings": list(planned.warnings),
+        "tensors": [
+            {
+                "name": task.place.name,
+                "dtype": task.place.dtype.torch_name,
+                "shape": list(task.place.shape),
+                "copied": task.copied is not None,
+                "parameters": task.params.model_dump(mode="json", by_alias=True) if task.params else None,
+            }
+            for task in planned.tasks
+        ],
+    }
+
+
+def report(done: MergeReport) -> None:
+    """Print what a merge did."""
+    rate = (done.read_bytes + done.written_bytes) / done.seconds if done.seconds else 0.0
+    typer.echo(
+        f"{printable(done.out)}: {format_count(done.parameters)} parameters, {done.merged} tensors merged, "
+        f"{done.copied} copied; "
+        f"{format_bytes(done.written_bytes)} in {format_seconds(done.seconds)} ({format_bytes(rate)}/s)"
+    )
+    if done.resumed_bytes:
+        typer.echo(f"  went on from {format_bytes(done.resumed_bytes)} that a stopped run had written")
+    for what, count in done.counts.items():
+        typer.echo(f"  {what.replace('_', ' ')}: {count} elements")
+    diagnostics(done.diagnostics)
+
+
+def diagnostics(values: Mapping[str, Any]) -> None:
+    """Print what a method says of its prospects."""
+    for what, value in values.items():
+        numbers = value if isinstance(value, list) else [value]
+        typer.echo(f"  {what.replace('_', ' ')}: {', '.join(f'{number:.4g}' for number in numbers)}")

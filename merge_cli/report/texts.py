@@ -1,0 +1,51 @@
+"""The texts that stand beside the weights of a merged checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from merge_cli.methods.contract import Diagnosis
+from merge_cli.plan import MergePlan
+from merge_cli.report.card import model_card
+from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER, manifest
+
+
+def texts_beside(
+    plan: MergePlan,
+    name: str,
+    counts: Mapping[str, int],
+    diagnosis: Diagnosis,
+    digests: Mapping[str, str],
+    *,
+    tool: str,
+) -> dict[str, str]:
+    """Return file name -> text: model card, manifest, configurations, and an index where there are several shards.
+
+    Args:
+        plan: What was done.
+        name: What the output is called.
+        counts: What the method counted.
+        diagnosis: What the method says of its prospects.
+        digests: File name -> SHA-256 of the output's weight files.
+        tool: Name and version of this program.
+    """
+    texts = {
+        "README.md": model_card(plan, name, tool=tool),
+        MANIFEST_FILE: _json(manifest(plan, counts, diagnosis, digests, tool=tool)),
+    }
+    if plan.config:
+        texts["config.json"] = _json(plan.config)
+    layouts = {"": plan.layout, f"{PRECISION_FOLDER}/": plan.precision}
+    for place, layout in layouts.items():
+        index = layout.index() if layout is not None else None
+        if index is not None:
+            texts[f"{place}model.safetensors.index.json"] = index.decode("utf-8")
+    if plan.precision is not None:
+        prior = diagnosis.values["prior_precision"]
+        texts[f"{PRECISION_FOLDER}/config.json"] = _json({"kind": "precision", "prior_precision": prior})
+    return texts
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
