@@ -2,11 +2,13 @@
 
 One line per record, each with a checksum, so that a line that was cut off is told from a whole one. What a process has
 written survives its death in the page cache, not the machine's: the first line names the boot, and at another boot only
-those ranges count that a later line says were synced to the device.
+those ranges count that a later line says were synced to the device. A few lines about small ranges are written together:
+what a process that is killed has not noted is merged again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -21,10 +23,14 @@ from typing import Any
 
 from merge_cli.checkpoint import Files
 from merge_cli.checkpoint.turning import reading_back, writing
+from merge_cli.errors import ResourceError
 
 JOURNAL_FILE = ".journal"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _SYNC_SECONDS = 10.0
+# Of so many ranges, or of ranges of so many elements together, lines are written at once.
+_RANGES_TOGETHER = 8
+_ELEMENTS_TOGETHER = 2**20
 _FORMAT = 1
 _MOST_BYTES = 2**32
 
@@ -135,6 +141,8 @@ class Journal:
         with writing(path):
             self._fd = self._files.open_write(path)
         self._end = len(content)
+        self._lines: list[bytes] = []
+        self._unnoted = 0
         self._writing, self._syncing = threading.Lock(), threading.Lock()
         self._last_sync = time.monotonic()
 
@@ -145,8 +153,11 @@ class Journal:
             ResourceError: If the note, or what it is about, cannot be kept.
         """
         with self._writing:
-            self._append(record.to_json())
+            self._lines.append(_line(record.to_json()))
             self._written += 1
+            self._unnoted += record.count
+            if len(self._lines) >= _RANGES_TOGETHER or self._unnoted >= _ELEMENTS_TOGETHER:
+                self._note()
         due = self._sync is not None and time.monotonic() - self._last_sync >= self._seconds
         if due and self._syncing.acquire(blocking=False):
             try:
@@ -170,18 +181,24 @@ class Journal:
             written = self._written
         self._sync()
         with self._writing:
-            self._append({"synced": written})
+            self._lines.append(_line({"synced": written}))
+            self._note()
         with writing(self._path):
             self._files.sync(self._fd)
         self._last_sync = time.monotonic()
 
-    def _append(self, content: Any) -> None:
-        line = _line(content)
-        self._files.write_all(self._fd, memoryview(line), self._end, self._path)
-        self._end += len(line)
+    def _note(self) -> None:
+        lines = b"".join(self._lines)
+        self._files.write_all(self._fd, memoryview(lines), self._end, self._path)
+        self._end += len(lines)
+        self._lines.clear()
+        self._unnoted = 0
 
     def close(self) -> None:
         """Close the file; it stays."""
+        # A disk that has no room for the last lines costs doing again what they are about, and has been told of.
+        with contextlib.suppress(ResourceError), self._writing:
+            self._note()
         with writing(self._path):
             self._files.close(self._fd)
 

@@ -98,19 +98,30 @@ def test_after_another_boot_only_what_was_synced_counts(tmp_path: Path, before: 
 
 
 def test_a_journal_notes_a_sync_behind_the_records_that_it_covers(tmp_path: Path) -> None:
-    path, synced = tmp_path / ".journal", []
+    path = tmp_path / ".journal"
+    made: list[Journal] = []
 
     def sync() -> None:
-        synced.append(noted(path))
+        # What is finished meanwhile may not be on the device.
+        made[0].record(record("w", 10))
 
-    made = journal(path, [record("w", 0)], sync=sync, seconds=1e9)
-    made.synchronise()
-    made.record(record("w", 10))
-    made.close()
-    assert synced == [[("w", 0, 10)]]
+    made.append(journal(path, [record("w", 0)], sync=sync, seconds=1e9))
+    made[0].synchronise()
+    made[0].close()
     past = read_journal(path)
     assert past is not None
     assert (past.synced, len(past.records)) == (1, 2)
+
+
+@pytest.mark.parametrize(("count", "records", "seen"), [(10, 7, 0), (10, 8, 8), (10, 17, 16), (2**20, 3, 3)])
+def test_what_small_ranges_are_about_is_noted_together_and_large_ones_at_once(
+    tmp_path: Path, count: int, records: int, seen: int
+) -> None:
+    path = tmp_path / ".journal"
+    made = journal(path, [record("w", number * count, count) for number in range(records)])
+    assert len(noted(path)) == seen
+    made.close()
+    assert len(noted(path)) == records
 
 
 def test_a_sync_is_due_from_time_to_time(tmp_path: Path) -> None:
@@ -149,11 +160,24 @@ def test_a_record_that_could_not_be_written_does_not_hide_later_ones(tmp_path: P
     made = journal(path, [record("w", 0)], files=files)
     files.full = True
     with pytest.raises(ResourceError, match="No space left"):
-        made.record(record("a tensor with a long name", 10))
+        made.record(record("a tensor with a long name", 10, 2**20))
+    assert noted(path) == [("w", 0, 10)]
     files.full = False
     made.record(record("v", 0))
     made.close()
-    assert noted(path) == [("w", 0, 10), ("v", 0, 10)]
+    assert noted(path) == [("w", 0, 10), ("a tensor with a long name", 10, 2**20), ("v", 0, 10)]
+
+
+def test_lines_for_which_there_is_no_room_at_the_end_are_no_error(tmp_path: Path) -> None:
+    class Full(Files):
+        def pwrite(self, fd: int, view: memoryview, offset: int) -> int:
+            if offset > 0:
+                raise OSError(28, "No space left on device")
+            return super().pwrite(fd, view, offset)
+
+    path = tmp_path / ".journal"
+    journal(path, [record("w", 0)], files=Full()).close()
+    assert noted(path) == []
 
 
 def test_after_a_failure_of_the_device_only_what_was_synced_counts(tmp_path: Path) -> None:
