@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from merge_cli.cli.example import example_recipe
-from merge_cli.errors import count_of, printable
+from merge_cli.errors import count_of, printable, shown
 from merge_cli.methods import find_method, method_names
 from merge_cli.methods.contract import Diagnosis, field_default, is_constant, is_per_model
 from merge_cli.plan import MergePlan
@@ -148,11 +148,11 @@ def verification(found: Verification, *, as_json: bool) -> None:
         typer.echo(json.dumps(found.to_json()))
         return
     warnings(found.notes)
-    for problem in found.problems:
-        typer.echo(f"error: {problem}", err=True)
+    for line in (line for problem in found.problems for line in shown(f"error: {problem}")):
+        typer.echo(line, err=True)
     typer.echo(
-        f"{found.out}: {'sound' if found.sound else 'NOT what the merge has made'}; {count_of(found.files, 'file')} as "
-        f"recorded, {count_of(found.tensors, 'tensor')} looked through"
+        f"{printable(found.out)}: {'sound' if found.sound else 'NOT what the merge has made'}; "
+        f"{count_of(found.files, 'file')} as recorded, {count_of(found.tensors, 'tensor')} looked through"
     )
     if found.replayed:
         chosen = "" if found.seed is None else f", chosen with --seed {found.seed}"
