@@ -11,6 +11,8 @@ MergeError
 import difflib
 from collections.abc import Iterable
 
+_MOST_LINE = 2000
+
 
 class MergeError(Exception):
     """A failure that its user can mend: says where, what was expected, what arrived, and what to try.
@@ -73,6 +75,15 @@ def printable(text: str) -> str:
     Names and paths come from whoever made a file; an escape sequence in one could rewrite what a user reads.
     """
     return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
+
+
+def shown(text: str) -> list[str]:
+    """Return the lines of a message as a terminal may be given them: printable, and none of them without an end.
+
+    What a hostile file calls itself may be longer than all that is said of it.
+    """
+    lines = printable(text).splitlines()
+    return [line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]}..." for line in lines]
 
 
 def listed(names: Iterable[str], *, most: int = 8) -> str:

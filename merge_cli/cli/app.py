@@ -19,7 +19,7 @@ from merge_cli.cli.looking import inspect, methods, schema, verify
 from merge_cli.cli.measuring import fisher, mismatch
 from merge_cli.cli.merging import merge, plan
 from merge_cli.cli.trying import demo
-from merge_cli.errors import Interrupted, MergeError, ResourceError, printable
+from merge_cli.errors import Interrupted, MergeError, ResourceError, shown
 
 app = typer.Typer(
     name="merge-cli",
@@ -49,7 +49,6 @@ def _root(
     """Merge fine-tuned neural networks in parameter space."""
 
 
-_MOST_LINE = 2000
 _STOPPING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -112,7 +111,6 @@ def _fail(error: MergeError, code: int, cause: BaseException) -> NoReturn:
     error = MergeError(error.message, hint="; ".join(hints) or None)
     if "--json" in sys.argv:
         typer.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": code}))
-    for line in printable(f"error: {error}").splitlines():
-        # What a hostile file calls itself may be longer than all that is said of it.
-        typer.echo(line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]}...", err=True)
+    for line in shown(f"error: {error}"):
+        typer.echo(line, err=True)
     raise SystemExit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -64,13 +63,13 @@ def verify(
     from merge_cli.verification import Replay
     from merge_cli.verification import verify as run_verify
 
-    if replay is not None and replay != "all" and not (replay.isdecimal() and int(replay)):
+    if replay is not None and replay != "all" and not (replay.isdecimal() and len(replay) < 10 and int(replay)):
         raise typer.BadParameter(f"'{replay}' is not a number of tensors, nor 'all'", param_hint="--replay")
     again = None
     if replay is not None:
         again = Replay(None if replay == "all" else int(replay), seed, folder, parse_size(memory))
     with showing(visible=not as_json) as listener:
-        found = run_verify(out, replay=again, threads=threads or len(os.sched_getaffinity(0)), listener=listener)
+        found = run_verify(out, replay=again, threads=threads, listener=listener)
     render.verification(found, as_json=as_json)
     if not found.sound:
         raise typer.Exit(VerificationError.exit_code)

@@ -2,13 +2,14 @@
 
 from merge_cli.recipe.json_schema import recipe_json_schema
 from merge_cli.recipe.load import check_recipe, load_recipe, parse_recipe
-from merge_cli.recipe.schema import Exclusion, ModelEntry, Recipe
+from merge_cli.recipe.schema import Exclusion, ModelEntry, Origin, Recipe
 from merge_cli.recipe.values import Choice, resolve
 
 __all__ = [
     "Choice",
     "Exclusion",
     "ModelEntry",
+    "Origin",
     "Recipe",
     "check_recipe",
     "load_recipe",

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from merge_cli.checkpoint import Checkpoint, Files, Reader, open_checkpoint
-from merge_cli.errors import CheckpointError, listed
+from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.report import Verification
 from merge_cli.stream import Listener, Quiet
-from merge_cli.verification.integrity import check_digests, not_finite, read_manifest
+from merge_cli.verification.integrity import check_digests, not_finite
+from merge_cli.verification.manifest import read_manifest
 from merge_cli.verification.replay import Replay, replayed
 
 
@@ -17,7 +18,7 @@ def verify(
     out: Path | str,
     *,
     replay: Replay | None = None,
-    threads: int = 2,
+    threads: int | None = None,
     listener: Listener | None = None,
     files: Files | None = None,
 ) -> Verification:
@@ -26,7 +27,7 @@ def verify(
     Args:
         out: The merged checkpoint.
         replay: What is to be computed again from the recorded inputs, if anything.
-        threads: How many files are read at a time.
+        threads: Worker threads of the replay, and files read at a time; default: one per processor.
         listener: Is told how the work goes.
         files: The system calls to use.
 
@@ -36,10 +37,11 @@ def verify(
     Raises:
         CheckpointError: If ``out`` has no manifest, or if an input of the replay is not there any more.
         RecipeError: If the recorded recipe cannot be planned any more.
+        VerificationError: If the manifest is damaged.
     """
     out, files = Path(out), files or Files()
     made = read_manifest(out, files)
-    found = Verification(str(out), str(made["tool"]))
+    found = Verification(str(out), made.tool)
     digests, problems = check_digests(out, made, threads, files)
     checkpoint: Checkpoint | None = None
     try:
@@ -51,7 +53,7 @@ def verify(
         return found
     with Reader(checkpoint.files, files) as reader:
         wrong = list(not_finite(checkpoint, reader, listener or Quiet()))
-        allowed = bool(made["counts"].get("nonfinite"))
+        allowed = made.allows_nonfinite
         word = f"{listed(wrong)}: NaN or infinity" if wrong else ""
         found = replace(
             found,
@@ -59,4 +61,13 @@ def verify(
             problems=(*found.problems, *([word] if wrong and not allowed else [])),
             notes=(*found.notes, *([f"{word}, as the merge was allowed to"] if wrong and allowed else [])),
         )
-        return found if replay is None else replayed(found, made, replay, checkpoint, reader, listener)
+        if replay is None:
+            return found
+        try:
+            return replayed(found, made, replay, checkpoint, reader, threads=threads, listener=listener)
+        except (CheckpointError, RecipeError) as error:
+            # What is wrong with the output may be why; it must not be lost for what is wrong with the replay.
+            if not found.problems:
+                raise
+            problem = f"it cannot be computed again: {error.message}"
+            return replace(found, problems=(*found.problems, problem))

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import random
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from merge_cli import __version__
 from merge_cli.checkpoint import Checkpoint, Reader, StoredTensor, open_checkpoint
-from merge_cli.errors import CheckpointError, count_of, listed
+from merge_cli.errors import CheckpointError, MergeError, RecipeError, count_of, listed
 from merge_cli.plan import MergePlan, build_plan
-from merge_cli.recipe import Recipe, load_recipe
+from merge_cli.recipe import Origin, Recipe, parse_recipe
 from merge_cli.report import Verification
 from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER
 from merge_cli.stream import Listener, Span, check_fishers, stream
+from merge_cli.verification.manifest import Manifest, first_finding
+
+# Twice what the file of a recipe may have; all that is wrong in more would take gigabytes to say.
+_MOST_CHARACTERS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -66,17 +72,19 @@ class _Comparing:
 
 def replayed(
     found: Verification,
-    made: Mapping[str, Any],
+    made: Manifest,
     replay: Replay,
     checkpoint: Checkpoint,
     reader: Reader,
+    *,
+    threads: int | None,
     listener: Listener | None,
 ) -> Verification:
     """Compute tensors again and compare them."""
-    plan = _plan_again(made, replay, checkpoint)
+    plan = _plan_again(made, replay, checkpoint, threads)
     seed = None if replay.count is None else replay.seed if replay.seed is not None else secrets.randbelow(2**32)
     names = [task.place.name for task in plan.tasks]
-    chosen = names if seed is None else _chosen(names, replay.count or 0, seed)
+    chosen = set(names) if seed is None else _chosen(names, replay.count or 0, seed)
     sink = _Comparing(checkpoint, reader)
     done: dict[str, list[Span]] = {
         task.place.name: [(0, task.place.numel)] for task in plan.tasks if task.place.name not in chosen
@@ -97,32 +105,43 @@ def replayed(
     extra = sorted(checkpoint.tensors.keys() - set(names))
     problems = [f"'{name}' {what}, when it is computed again" for name, what in sorted(different.items())]
     problems += [f"{listed(extra)}: not in the recipe's output"] if extra else []
-    good = tuple(name for name in chosen if name not in sink.different)
+    good = tuple(name for name in names if name in chosen and name not in sink.different)
     return replace(found, replayed=good, seed=seed, problems=(*found.problems, *problems), notes=notes)
 
 
-def _chosen(names: Sequence[str], count: int, seed: int) -> list[str]:
-    picked = set(random.Random(seed).sample(range(len(names)), min(count, len(names))))
-    return [name for i, name in enumerate(names) if i in picked]
+def _chosen(names: Sequence[str], count: int, seed: int) -> set[str]:
+    return {names[i] for i in random.Random(seed).sample(range(len(names)), min(count, len(names)))}
 
 
-def _plan_again(made: Mapping[str, Any], replay: Replay, checkpoint: Checkpoint) -> MergePlan:
+def _plan_again(made: Manifest, replay: Replay, checkpoint: Checkpoint, threads: int | None) -> MergePlan:
     """Plan the recorded recipe with the inputs as they are now."""
-    recipe = _recipe(made)
     folder = (replay.folder or checkpoint.root.parent).resolve()
-    recipe = recipe.with_origin(replace(recipe.origin, name=MANIFEST_FILE, folder=folder))
-    allowed = bool(made["counts"].get("nonfinite"))
+    origin = Origin(f"the recipe in {checkpoint.root / MANIFEST_FILE}", folder=folder)
     try:
-        return build_plan(recipe, memory=replay.memory, allow_nonfinite=allowed)
+        recipe = _recipe(made, origin)
+        return build_plan(recipe, memory=replay.memory, threads=threads, allow_nonfinite=made.allows_nonfinite)
+    except RecipeError as error:
+        hint = f"the manifest is damaged, or what {made.tool} wrote is no recipe of merge-cli {__version__}"
+        raise _hinted(error, hint) from error
     except CheckpointError as error:
         hint = "paths in the recipe start from where the recipe was: run this there, or give --from FOLDER"
-        raise CheckpointError(error.message, hint=f"{error.hint}; {hint}" if error.hint else hint) from error
+        raise _hinted(error, hint) from error
 
 
-def _recipe(made: Mapping[str, Any]) -> Recipe:
-    if isinstance(made["recipe"], dict):
-        return Recipe.model_validate(made["recipe"])
-    return load_recipe(made["recipe"] + "\n", overrides=[str(each) for each in made["overrides"]])
+def _hinted(error: MergeError, hint: str) -> MergeError:
+    return type(error)(error.message, hint=f"{error.hint}; {hint}" if error.hint else hint)
+
+
+def _recipe(made: Manifest, origin: Origin) -> Recipe:
+    length = len(made.recipe if isinstance(made.recipe, str) else json.dumps(made.recipe))
+    if length > _MOST_CHARACTERS:
+        raise RecipeError(f"{origin.name} has {length} characters, expected {_MOST_CHARACTERS} at most")
+    if isinstance(made.recipe, str):
+        return parse_recipe(made.recipe, name=origin.name, folder=origin.folder, overrides=made.overrides)
+    try:
+        return Recipe.model_validate(made.recipe).with_origin(origin)
+    except ValidationError as error:
+        raise RecipeError(f"{origin.name}: {first_finding(error)}") from error
 
 
 def _precision(plan: MergePlan, checkpoint: Checkpoint) -> Checkpoint | None:
@@ -130,18 +149,18 @@ def _precision(plan: MergePlan, checkpoint: Checkpoint) -> Checkpoint | None:
     return open_checkpoint(folder) if plan.precision is not None and folder.is_dir() else None
 
 
-def _changes(made: Mapping[str, Any], plan: MergePlan) -> Iterator[str]:
+def _changes(made: Manifest, plan: MergePlan) -> Iterator[str]:
     """Say which inputs, and what of the program, are not what they were."""
-    recorded = {(each["role"], file["name"]): file for each in made["inputs"] for file in each["files"]}
+    recorded = {(each.role, file.name): file for each in made.inputs for file in each.files}
     now = {(each.role, file.path.name): file for each in plan.inputs for file in each.files}
     labels = {each.role: each.label for each in plan.inputs}
     changed, touched = [], []
     for key in dict.fromkeys((*recorded, *now)):
         old, new = recorded.get(key), now.get(key)
         name = f"{labels.get(key[0], key[0])}/{key[1]}"
-        if old is None or new is None or (old["size"], old["header_sha256"]) != (new.size, new.sha256):
+        if old is None or new is None or (old.size, old.header_sha256) != (new.size, new.sha256):
             changed.append(name)
-        elif old["mtime_ns"] != new.mtime_ns:
+        elif old.mtime_ns != new.mtime_ns:
             touched.append(name)
     if changed:
         yield f"{count_of(len(changed), 'input file')} changed since the merge: {listed(dict.fromkeys(changed))}"
@@ -151,7 +170,7 @@ def _changes(made: Mapping[str, Any], plan: MergePlan) -> Iterator[str]:
             f"{listed(dict.fromkeys(touched))}"
         )
     tool = f"merge-cli {__version__}"
-    if made["tool"] != tool:
-        yield f"made by {made['tool']}, computed again by {tool}"
-    if made["method"].get("version") != plan.method.version:
-        yield f"{plan.recipe.merge_method} was version {made['method'].get('version')} and is {plan.method.version}"
+    if made.tool != tool:
+        yield f"made by {made.tool}, computed again by {tool}"
+    if made.method.version != plan.method.version:
+        yield f"{plan.recipe.merge_method} was version {made.method.version} and is {plan.method.version}"

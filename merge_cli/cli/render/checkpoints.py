@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from merge_cli.cli.render.console import new_console, new_table, warnings
-from merge_cli.errors import count_of, printable
+from merge_cli.errors import count_of, printable, shown
 from merge_cli.report import Inspection, LayerSummary, Verification
 from merge_cli.units import format_bytes, format_count
 
@@ -64,11 +64,11 @@ def verification(found: Verification, *, as_json: bool) -> None:
         typer.echo(json.dumps(found.to_json()))
         return
     warnings(found.notes)
-    for problem in found.problems:
-        typer.echo(f"error: {problem}", err=True)
+    for line in (line for problem in found.problems for line in shown(f"error: {problem}")):
+        typer.echo(line, err=True)
     typer.echo(
-        f"{found.out}: {'sound' if found.sound else 'NOT what the merge has made'}; {count_of(found.files, 'file')} as "
-        f"recorded, {count_of(found.tensors, 'tensor')} looked through"
+        f"{printable(found.out)}: {'sound' if found.sound else 'NOT what the merge has made'}; "
+        f"{count_of(found.files, 'file')} as recorded, {count_of(found.tensors, 'tensor')} looked through"
     )
     if found.replayed:
         chosen = "" if found.seed is None else f", chosen with --seed {found.seed}"

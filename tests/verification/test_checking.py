@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from merge_cli import CheckpointError, Replay, build_plan, load_recipe, merge, verify
+from merge_cli.errors import VerificationError
 from tests.checkpoints import write_checkpoint, write_recipe
 
 # Four tensors in three shards: a large one of its own, and small ones.
@@ -94,12 +95,22 @@ def test_digests_and_manifest_must_agree(folder: Path) -> None:
     assert any("disagree about model-00001-of-00004.safetensors" in problem for problem in verify("out").problems)
 
 
-@pytest.mark.parametrize("name", ["../base/config.json", "/etc/passwd", ""])
+@pytest.mark.parametrize(
+    "name", ["../base/config.json", "precision/../../base/config.json", "/etc/passwd", "", "x" * 5000]
+)
 def test_digests_of_files_elsewhere_are_not_read(folder: Path, name: str) -> None:
     path = folder / "out" / "SHA256SUMS"
     path.write_text(path.read_text() + f"{'0' * 64}  {name}\n")
     assert len(verify("out").problems) == 1
     assert "holds a line that is none" in verify("out").problems[0]
+
+
+def test_a_name_that_no_file_can_have_is_a_problem_and_the_other_files_are_looked_at(folder: Path) -> None:
+    path = folder / "out" / "SHA256SUMS"
+    path.write_text(f"{'0' * 64}  {'x' * 500}\n" + path.read_text())
+    found = verify("out")
+    assert found.problems == (f"cannot read out/{'x' * 500}: File name too long",)
+    assert found.files == len(list(Path("out").iterdir())) - 1
 
 
 def test_an_index_that_names_another_shard_is_found(folder: Path) -> None:
@@ -128,7 +139,7 @@ def test_what_has_no_manifest_cannot_be_verified(folder: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"tool": 1}', "\udcff", "[" * 100_000])
 def test_a_damaged_manifest_is_an_error_that_says_so(folder: Path, content: str) -> None:
     (folder / "out" / "merge_manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(CheckpointError, match=r"merge_manifest\.json is (damaged|not)"):
+    with pytest.raises(VerificationError, match=r"merge_manifest\.json is (damaged|not)"):
         verify("out")
 
 

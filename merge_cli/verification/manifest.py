@@ -1,0 +1,170 @@
+"""The manifest of a merged checkpoint as it is read back, by which time anyone may have changed it.
+
+Damage of the manifest is a failed verification, as damage of any other file of the output is.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    StrictInt,
+    ValidationError,
+)
+
+from merge_cli.checkpoint import Files
+from merge_cli.checkpoint.json_text import read_json
+from merge_cli.checkpoint.turning import reading
+from merge_cli.errors import CheckpointError, VerificationError, count_of
+from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE
+
+# More than any merge writes; what is wrong with each of millions would take gigabytes to say.
+_MOST_KEYS = 100_000
+# Of a name, and of whatever else a message may repeat.
+_MOST_CHARACTERS = 1000
+_MOST_SHOWN = 100
+# What pydantic says in the terms of Python, in those of JSON.
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "string_too_long": f"{_MOST_CHARACTERS} characters at most",
+    "string_pattern_mismatch": "a SHA-256 in hexadecimal",
+}
+
+
+def is_below(name: str) -> bool:
+    """Whether a recorded name, which may begin with folders, stays below the folder it was recorded in."""
+    path = Path(name)
+    return len(name) <= _MOST_CHARACTERS and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _below(name: str) -> str:
+    if not is_below(name):
+        raise ValueError("expected the name of a file below the folder")
+    return name
+
+
+def _few(raw: Any) -> Any:
+    if isinstance(raw, dict) and len(raw) > _MOST_KEYS:
+        raise ValueError(f"expected {_MOST_KEYS} entries at most")
+    return raw
+
+
+def _text_or_object(raw: Any) -> Any:
+    if not isinstance(raw, (str, dict)):
+        raise ValueError("expected text or an object")
+    return raw
+
+
+Text = Annotated[str, Field(max_length=_MOST_CHARACTERS)]
+FileName = Annotated[str, AfterValidator(_below)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    # What else stands there is for people, and for later versions.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class InputFile(_Part):
+    """A weight file of an input, as it was when the merge read it."""
+
+    name: FileName
+    size: StrictInt
+    mtime_ns: StrictInt
+    header_sha256: Text
+
+
+class Input(_Part):
+    """A checkpoint that was merged."""
+
+    role: Text
+    files: Annotated[tuple[InputFile, ...], FailFast()]
+
+
+class MethodVersion(_Part):
+    """The method that was used."""
+
+    version: StrictInt
+
+
+class Manifest(_Part):
+    """What is read of a manifest.
+
+    Attributes:
+        tool: Name and version of the program that wrote it.
+        method: The method's version.
+        recipe: The recipe's text, or its data where it was made in Python.
+        overrides: What ``--set`` changed in it.
+        inputs: What was merged.
+        counts: What the method counted.
+        files: Weight file -> SHA-256.
+    """
+
+    tool: Text
+    method: MethodVersion
+    recipe: Annotated[str | dict[str, Any], BeforeValidator(_text_or_object)]
+    overrides: Annotated[tuple[str, ...], FailFast()]
+    inputs: Annotated[tuple[Input, ...], FailFast()]
+    counts: Annotated[Mapping[str, StrictInt], BeforeValidator(_few)]
+    files: Annotated[Mapping[FileName, Digest], BeforeValidator(_few)]
+
+    @property
+    def allows_nonfinite(self) -> bool:
+        """Whether the merge has met NaN or infinity, which it was then allowed to."""
+        return bool(self.counts.get("nonfinite"))
+
+
+def read_manifest(out: Path, files: Files) -> Manifest:
+    """Return the manifest of a merged checkpoint.
+
+    Raises:
+        CheckpointError: If there is none, or the system does not let it be read.
+        VerificationError: If it is damaged.
+    """
+    path = out / MANIFEST_FILE
+    with reading(path):
+        there = path.is_file()
+    if not there:
+        raise CheckpointError(
+            f"{out} has no {MANIFEST_FILE}, so there is nothing to check it against",
+            hint="only what `merge-cli merge` has made can be verified; `merge-cli inspect` shows any checkpoint",
+        )
+    hint = f"merge again, or put back the manifest from a copy; `sha256sum -c {DIGEST_FILE}` in {out} checks the others"
+    try:
+        return Manifest.model_validate(read_json(path, files))
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise VerificationError(error.message, hint=hint) from error
+    except ValidationError as error:
+        raise VerificationError(f"{path} is damaged: {first_finding(error)}", hint=hint) from error
+
+
+def first_finding(error: ValidationError) -> str:
+    """Say where the first thing is wrong, what was expected and what arrived, and how much more is."""
+    findings = error.errors(include_url=False, include_context=False)
+    first = findings[0]
+    parts = [str(part)[:_MOST_SHOWN] for part in first["loc"]]
+    # Some say how pydantic came there, and are no keys of the file.
+    place = ".".join(part for part in parts if part != "[key]" and not part.startswith("function-"))
+    if first["type"] == "missing":
+        said = "is missing"
+    else:
+        expected = _EXPECTED.get(first["type"])
+        what = f"expected {expected}" if expected else first["msg"].removeprefix("Value error, ")
+        said = f"{what}, got {reprlib.repr(first['input'])[:_MOST_SHOWN]}"
+    more = f", and {count_of(len(findings) - 1, 'finding')} more" if len(findings) > 1 else ""
+    return f"{place}: {said}{more}" if place else f"{said}{more}"
