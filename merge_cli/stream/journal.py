@@ -2,8 +2,8 @@
 
 One line per record, each with a checksum, so that a line that was cut off is told from a whole one. What a process has
 written survives its death in the page cache, not the machine's: the first line names the boot, and at another boot only
-those ranges count that a later line says were synced to the device. A few lines about small ranges are written together:
-what a process that is killed has not noted is merged again.
+those ranges count that a later line says were synced to the device. A few lines about small ranges are written
+together: what a process that is killed has not noted is merged again.
 """
 
 from __future__ import annotations
