@@ -48,6 +48,16 @@ class Reader:
         with self._open.use(tensor.file) as fd:
             self._files.read_exactly(fd, view, tensor.offset + start * tensor.dtype.itemsize, tensor.file)
 
+    def open_all(self, paths: Iterable[Path]) -> None:
+        """Open files that will be read in processes forked from this one, so that a change of theirs is seen here too.
+
+        Raises:
+            CheckpointError: As for :meth:`read_into`.
+        """
+        for path in dict.fromkeys(paths):
+            with self._open.use(path):
+                pass
+
     def expect(self, tensor: StoredTensor, start: int, count: int) -> None:
         """Say that elements of a tensor will be read, so that the system begins to; it may not listen."""
         with self._open.use(tensor.file) as fd, contextlib.suppress(OSError):

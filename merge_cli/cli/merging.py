@@ -83,7 +83,7 @@ def merge(
     if verbose:
         render.plan(planned, as_json=False, to_stderr=True)
     with showing(visible=not quiet and not as_json) as listener:
-        report = run_merge(planned, out, force=force, restart=restart, sync=fsync, listener=listener)
+        report = run_merge(planned, out, force=force, restart=restart, sync=fsync, processes=True, listener=listener)
     try:
         if not quiet:
             render.warnings(report.warnings[len(planned.warnings) :])

@@ -23,8 +23,6 @@ from merge_cli.recipe import Recipe, check_recipe
 
 _DEFAULT_MEMORY = 512 * 2**20
 _DEFAULT_SHARD = 5 * 10**9
-# Elements of a tensor on average below which Python's own work, which one thread does at a time, is most of it.
-_SMALL_TENSOR = 2**15
 
 
 @without_collecting()
@@ -65,7 +63,7 @@ def build_plan(
     tasks = tuple(_tasks(recipe, inputs, names, layout, method))
     merged = [task for task in tasks if task.copied is None]
     _check_measures(recipe, method, [task.params for task in merged if task.params])
-    blocks = _blocks(inputs, method, merged, memory, threads or _useful_threads(merged))
+    blocks = _blocks(inputs, method, merged, memory, threads or len(os.sched_getaffinity(0)))
     scales, base_scale = fisher_scales(recipe, inputs, next((task.params for task in merged), None))
     return MergePlan(
         recipe=recipe,
@@ -174,12 +172,6 @@ def _check_measures(recipe: Recipe, method: Method, all_params: list[Params]) ->
     measure = method.measure(all_params[0]) if all_params else None
     if measure is not None and measure.over is Extent.MODEL:
         check_measure_constants(recipe, measure, all_params)
-
-
-def _useful_threads(merged: list[TensorTask]) -> int:
-    """Return a thread per processor; one where tensors are so small that threads would only wait for each other."""
-    numel = sum(task.place.numel for task in merged)
-    return 1 if numel < _SMALL_TENSOR * len(merged) else len(os.sched_getaffinity(0))
 
 
 def _blocks(inputs: Inputs, method: Method, merged: list[TensorTask], memory: int, threads: int) -> Blocks:

@@ -1,32 +1,34 @@
 """Runs a plan: every tensor in ranges, every range in blocks, every block through the chain.
 
-A tensor is cut into ranges of a few blocks; each range is one job. Where a stage has a measure, a round of it is a set
-of jobs, and the last job of a round decides what comes next: another round, the next stage's measure, or the merge.
-Follow-up jobs go before the rest of the queue, so few tensors are under way at a time. Measures that run over all
-tensors come first, one pass over the inputs per round.
+Measures that run over all tensors come first, one pass over the inputs per round, shared by all workers. Then tensors
+are merged. One that a stage must measure first is a job as a whole, so that nothing but what is written leaves its
+worker; one that is too large for that is measured by all workers together. Of all other tensors each range is a job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from merge_cli.checkpoint import Reader
-from merge_cli.methods.contract import Extent, Measured, Totals
+from merge_cli.methods.contract import Extent, Measured
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.allocator import crowds_memory, keep_large_buffers
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.journal import Journal, Record, Span, Tally, gaps, spans_of
-from merge_cli.stream.pool import Job, Pool, as_memory_error
+from merge_cli.stream.pool import Job, Pool, as_memory_error, can_fork
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.ranges import blocks, ranges
 from merge_cli.stream.result import StreamResult, diagnosis
 from merge_cli.stream.result import Totals as Tallies
-from merge_cli.stream.rounds import Jobs, Round
+from merge_cli.stream.rounds import combined, first_state, fold, measure_alone, shares
 from merge_cli.stream.stages import Chain
 from merge_cli.stream.worker import Sink, Worker
+
+# Elements of a tensor on average below which Python's own work, which one thread does at a time, is most of it.
+_SMALL_TENSOR = 2**15
 
 
 def stream(
@@ -39,6 +41,7 @@ def stream(
     digests: RunningDigests | None = None,
     journal: Journal | None = None,
     done: Mapping[str, Sequence[Span]] | None = None,
+    processes: bool = False,
 ) -> StreamResult:
     """Compute every tensor of the plan and write it.
 
@@ -51,25 +54,33 @@ def stream(
         digests: Hashes the output on the way.
         journal: Where finished ranges are noted; what earlier runs have noted in it is not done again.
         done: Tensor -> what of it is not to be done, as (start, count) in order; default: what the journal says.
+        processes: Whether workers are forked processes where the system allows it; the sinks must not mind.
 
     Raises:
         CheckpointError: If an input cannot be read, is not finite, or was changed meanwhile.
-        ResourceError: If the output cannot be written.
+        ResourceError: If the output cannot be written, or a worker process was killed.
         VerificationError: If a result is not finite.
     """
     keep_large_buffers()
     device = choose_device(plan.device)
+    forked = processes and plan.threads > 1 and device.type == "cpu" and can_fork()
     crowded = crowds_memory(plan)
+    numel = sum(task.place.numel for task in plan.tasks)
+    count = plan.threads if forked or numel >= _SMALL_TENSOR * len(plan.tasks) else 1
     try:
-        workers = [Worker(plan, reader, writer, device, precision_writer, crowded) for _ in range(plan.threads)]
+        workers = [Worker(plan, reader, writer, device, precision_writer, crowded) for _ in range(count)]
     except RuntimeError as error:
         raise as_memory_error(error) from None
+    if forked:
+        # What this process has opened, it can later tell to be unchanged.
+        reader.open_all(source.file for task in plan.tasks for source in task.sources)
     chain, tallies = Chain(plan, {}, {}), Tallies()
     past = journal.past.records if journal is not None else ()
     for record in past:
         tallies.add(record.tensor, record.tally)
     done = spans_of(past) if done is None else done
-    _Engine(plan, Pool(workers), listener or Quiet(), chain, tallies, done, digests, journal).run()
+    pool = Pool(workers, processes=forked)
+    _Engine(plan, pool, count, listener or Quiet(), chain, tallies, done, digests, journal).run()
     reader.check_unchanged()
     sums = tallies.sums()
     return StreamResult(dict(sorted(tallies.counts.items())), str(device), sums, diagnosis(chain, sums), crowded)
@@ -79,6 +90,7 @@ def stream(
 class _Engine:
     plan: MergePlan
     pool: Pool[Worker]
+    workers: int
     listener: Listener
     chain: Chain
     tallies: Tallies
@@ -90,9 +102,100 @@ class _Engine:
         """Measure what runs over all tensors, then merge what is not done yet."""
         for stage in range(self.chain.first_streamed):
             self._measure_all(stage)
+        for task in self._large():
+            for stage in self._streamed(task):
+                self.chain.single[stage, task.place.name] = self._measure_together([task], stage)
+        self._merge_all()
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def _measure_all(self, stage: int) -> None:
+        """Run a stage's measure to its end before anything is merged: over all tensors together, or over each."""
+        merged = [task for task in self.plan.merged if task.place.numel]
+        measure = self.chain.measure(stage)
+        if measure is None or not merged:
+            return
+        if measure.over is Extent.MODEL:
+            self.chain.whole[stage] = self._measure_together(merged, stage)
+            return
+        self.listener.phase("measuring", sum(task.place.numel for task in merged))
+
+        def alone(task: TensorTask) -> Job[Worker, tuple[TensorTask, Any]]:
+            return lambda worker: (task, measure_alone(self.chain, worker, task, stage))
+
+        def take(found: tuple[TensorTask, Any]) -> None:
+            task, self.chain.single[stage, task.place.name] = found
+            self.listener.advance(task.place.name, task.place.numel)
+
+        self.pool.run([alone(task) for task in merged], take)
+
+    def _large(self) -> list[TensorTask]:
+        """Return the tensors to measure that are so large a part of all that one worker would keep others waiting."""
+        total = sum(task.place.numel for task in self.plan.merged)
+        large = [task for task in self.plan.merged if 2 * self.workers * task.place.numel > total and self._left(task)]
+        return large if self.workers > 1 else []
+
+    def _streamed(self, task: TensorTask) -> list[int]:
+        """Return the stages for which a tensor is still to be measured."""
+        stages = range(self.chain.first_streamed, self.chain.method_stage + 1)
+        return [
+            stage
+            for stage in stages
+            if self.chain.measure(stage, task) is not None and (stage, task.place.name) not in self.chain.single
+        ]
+
+    def _measure_together(self, tasks: Sequence[TensorTask], stage: int) -> Any:
+        """Return what all workers together measure over some tensors."""
+        measure = self.chain.measure(stage, tasks[0])
+        assert measure is not None
+        state = first_state(self.chain, tasks, stage, measure)
+        while not isinstance(state, Measured):
+            # What a worker has found, by its identity: its process's own, or the only one of its thread.
+            found: dict[int, Any] = {}
+
+            def folding(share: Any, state: Any = state, found: dict[int, Any] = found) -> Job[Worker, tuple[str, int]]:
+                def job(worker: Worker) -> tuple[str, int]:
+                    task, spans = share
+                    part = found.get(id(worker))
+                    found[id(worker)] = fold(self.chain, worker, stage, measure, state, share, part)
+                    for span in spans:
+                        worker.forget(task, span)
+                    return task.place.name, sum(count for _, count in spans)
+
+                return job
+
+            seen = shares(tasks, measure, state, self.plan.block_numel)
+            self.listener.phase("measuring", sum(count for _, spans in seen for _, count in spans))
+            parts = self.pool.run(
+                [folding(share) for share in seen],
+                lambda done: self.listener.advance(*done),
+                lambda worker, found=found: found.get(id(worker)),  # type: ignore[misc]
+            )
+            state = measure.finish(state, combined(measure, parts))
+        return state.value
+
+    # --- merging ------------------------------------------------------------------------------------------------------
+
+    def _merge_all(self) -> None:
+        places = {task.place.name: task.place for task in self.plan.tasks}
         todo = ((task.place.dtype.itemsize, count) for task in self.plan.tasks for _, count in self._left(task))
         self.listener.phase("merging", sum(itemsize * count for itemsize, count in todo))
-        self.pool.run(job for task in self.plan.tasks for job in self._begin(task))
+        if self.digests is not None:
+            for name, spans in self.done.items():
+                for span in spans:
+                    self.digests.add(places[name], *span)
+
+        def take(records: list[Record]) -> None:
+            for record in records:
+                place = places[record.tensor]
+                self.listener.advance(record.tensor, record.count * place.dtype.itemsize)
+                self.tallies.add(record.tensor, record.tally)
+                if self.journal is not None:
+                    self.journal.record(record)
+                if self.digests is not None:
+                    self.digests.add(place, record.start, record.count)
+
+        self.pool.run(self._merging(), take)
 
     def _left(self, task: TensorTask) -> list[Span]:
         """Return what of a tensor is not done yet, in ranges."""
@@ -101,99 +204,52 @@ class _Engine:
             return ranges((0, task.place.numel), self.plan.block_numel)
         return [span for gap in gaps(spans, task.place.numel) for span in ranges(gap, self.plan.block_numel)]
 
-    def _begin(self, task: TensorTask) -> Jobs:
-        if self.digests is not None:
-            for span in self.done.get(task.place.name, ()):
-                yield from self.digests.add(task.place, *span)
-        left = self._left(task)
-        if task.copied is not None:
-            yield from [self._copy_job(task, span) for span in left]
-        elif left:
-            yield from self._continue(task, left, self.chain.first_streamed, {})
+    def _merging(self) -> Iterator[Job[Worker, list[Record]]]:
+        for task in self.plan.tasks:
+            left = self._left(task)
+            if left and task.copied is None and (stages := self._streamed(task)):
+                yield self._measure_and_merge(task, left, stages)
+            else:
+                do = self._merge if task.copied is None else self._copy
+                yield from (self._range(do, task, span) for span in left)
 
-    def _continue(self, task: TensorTask, left: list[Span], stage: int, measured: Mapping[int, Any]) -> Jobs:
-        """Return the jobs for what is left of a tensor whose stages before ``stage`` are measured."""
-        for current in range(stage, self.chain.method_stage + 1):
-            if self.chain.measure(current, task) is not None:
+    def _range(
+        self, do: Callable[[Worker, TensorTask, Span], Record], task: TensorTask, span: Span
+    ) -> Job[Worker, list[Record]]:
+        return lambda worker: [do(worker, task, span)]
 
-                def then(value: Any, current: int = current) -> Jobs:
-                    return self._continue(task, left, current + 1, {**measured, current: value})
+    def _measure_and_merge(
+        self, task: TensorTask, left: Sequence[Span], stages: Sequence[int]
+    ) -> Job[Worker, list[Record]]:
+        def job(worker: Worker) -> list[Record]:
+            for stage in stages:
+                self.chain.single[stage, task.place.name] = measure_alone(self.chain, worker, task, stage)
+            records = [self._merge(worker, task, span) for span in left]
+            for stage in stages:
+                del self.chain.single[stage, task.place.name]
+            return records
 
-                return self._rounds([task], current, measured, then)
-        return [self._merge_job(task, span, measured) for span in left]
+        return job
 
-    def _measure_all(self, stage: int) -> None:
-        """Run a stage's measure to its end before anything is merged: over all tensors together, or over each."""
-        merged = self.plan.merged
-        measure = self.chain.measure(stage)
-        if measure is None:
-            return
-        if measure.over is Extent.MODEL:
+    def _copy(self, worker: Worker, task: TensorTask, span: Span) -> Record:
+        assert task.copied is not None
+        worker.expect(task, span)
+        worker.tally = Tally()
+        for start, count in blocks(span, self.plan.block_numel):
+            worker.write(worker.read(task.copied, start, count), task, start)
+        worker.forget(task, span)
+        return Record(task.place.name, *span, worker.tally)
 
-            def keep(value: Any) -> Jobs:
-                self.chain.whole[stage] = value
-                return ()
-
-            self.pool.run(self._rounds(merged, stage, {}, keep))
-        else:
-            self.listener.phase("measuring", sum(task.place.numel for task in merged))
-            self.pool.run(job for task in merged for job in self._measure_alone(task, stage))
-
-    def _measure_alone(self, task: TensorTask, stage: int) -> Jobs:
-        def keep(value: Any) -> Jobs:
-            self.chain.single[stage, task.place.name] = value
-            self.listener.advance(task.place.name, task.place.numel)
-            return ()
-
-        return self._rounds([task], stage, {}, keep)
-
-    def _rounds(
-        self, tasks: Sequence[TensorTask], stage: int, measured: Mapping[int, Any], then: Callable[[Any], Jobs]
-    ) -> Jobs:
-        """Return the jobs of the first round of a measure over some tensors; ``then`` is given its value."""
-        filled = [task for task in tasks if task.place.numel]
-        measure = self.chain.measure(stage, filled[0]) if filled else None
-        if measure is None:
-            return ()
-        totals = Totals(len(tasks[0].models), sum(task.place.numel for task in filled))
-        state = measure.start(totals, self.chain.params(stage, tasks[0]))
-        if isinstance(state, Measured):
-            return then(state.value)
-        return Round(self.plan, self.chain, self.listener, filled, stage, measure, measured, then, state).jobs()
-
-    def _copy_job(self, task: TensorTask, span: Span) -> Job[Worker]:
-        def copy(worker: Worker) -> Jobs:
-            assert task.copied is not None
-            worker.expect(task, span)
-            worker.tally = Tally()
-            for start, count in blocks(span, self.plan.block_numel):
-                nbytes = worker.write(worker.read(task.copied, start, count), task, start)
-                self.listener.advance(task.place.name, nbytes)
-            return self._written(worker, task, span)
-
-        return copy
-
-    def _merge_job(self, task: TensorTask, span: Span, measured: Mapping[int, Any]) -> Job[Worker]:
+    def _merge(self, worker: Worker, task: TensorTask, span: Span) -> Record:
         method = self.plan.method
         needs = method.needs(task.params, self.plan.needs)
-
-        def merge(worker: Worker) -> Jobs:
-            worker.expect(task, span)
-            # What measures have counted on the way is not counted twice.
-            worker.tally = Tally()
-            for start, count in blocks(span, self.plan.block_numel):
-                block = self.chain.block(worker, task, start, count, self.chain.method_stage, measured, needs)
-                nbytes = worker.write(method.merge(block, task.params), task, start)
-                if "precision" in block.emitted:
-                    worker.write_precision(block.emitted["precision"], task, start)
-                self.listener.advance(task.place.name, nbytes)
-            return self._written(worker, task, span)
-
-        return merge
-
-    def _written(self, worker: Worker, task: TensorTask, span: Span) -> Jobs:
-        self.tallies.add(task.place.name, worker.tally)
+        worker.expect(task, span)
+        # What measures have counted on the way is not counted twice.
+        worker.tally = Tally()
+        for start, count in blocks(span, self.plan.block_numel):
+            block = self.chain.block(worker, task, start, count, self.chain.method_stage, needs)
+            worker.write(method.merge(block, task.params), task, start)
+            if "precision" in block.emitted:
+                worker.write_precision(block.emitted["precision"], task, start)
         worker.forget(task, span)
-        if self.journal is not None:
-            self.journal.record(Record(task.place.name, *span, worker.tally))
-        return self.digests.add(task.place, *span) if self.digests is not None else ()
+        return Record(task.place.name, *span, worker.tally)

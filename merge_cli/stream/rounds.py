@@ -1,82 +1,61 @@
-"""Measures, as rounds of jobs over the ranges of tensors."""
+"""Measures, in rounds over the blocks of tensors."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from merge_cli.methods.contract import Measure, Measured
-from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.methods.contract import Measure, Measured, Totals
+from merge_cli.plan import TensorTask
 from merge_cli.stream.journal import Span
-from merge_cli.stream.pool import Job
-from merge_cli.stream.progress import Listener
 from merge_cli.stream.ranges import blocks, pieces, ranges
 from merge_cli.stream.stages import Chain
 from merge_cli.stream.worker import Worker
 
-Jobs = Iterable[Job[Worker]]
+Share = tuple[TensorTask, Sequence[Span]]
 
 
-@dataclass
-class Round:
-    """One round of a measure over some tensors: a job per range, and what follows after the last."""
+def first_state(chain: Chain, tasks: Sequence[TensorTask], stage: int, measure: Measure) -> Any:
+    """Return a measure's state before its first round over some tensors, or its value where it needs none."""
+    totals = Totals(len(tasks[0].models), sum(task.place.numel for task in tasks))
+    return measure.start(totals, chain.params(stage, tasks[0]))
 
-    plan: MergePlan
-    chain: Chain
-    listener: Listener
-    tasks: Sequence[TensorTask]
-    stage: int
-    measure: Measure
-    measured: Mapping[int, Any]
-    then: Callable[[Any], Jobs]
-    state: Any
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _parts: list[Any] = field(default_factory=list)
-    _open: int = 0
 
-    def jobs(self) -> list[Job[Worker]]:
-        """Return a job per range, or per set of pieces where the round is content with a sample."""
-        wanted = self.measure.sample(self.state)
-        if wanted:
-            total = sum(task.place.numel for task in self.tasks)
-            parts = [(task, pieces(task.place.numel, wanted * task.place.numel // total)) for task in self.tasks]
-        else:
-            step = self.plan.block_numel
-            whole = [(task, span) for task in self.tasks for span in ranges((0, task.place.numel), step)]
-            parts = [(task, blocks(span, step)) for task, span in whole]
-        if len(self.tasks) > 1:
-            self.listener.phase("measuring", sum(count for _, spans in parts for _, count in spans))
-        self._open = len(parts)
-        return [self._job(task, spans) for task, spans in parts]
+def shares(tasks: Sequence[TensorTask], measure: Measure, state: Any, block_numel: int) -> list[Share]:
+    """Return what a round sees, cut into what one job sees: a range, or of each tensor the pieces of a sample."""
+    wanted, total = measure.sample(state), sum(task.place.numel for task in tasks)
+    if wanted:
+        return [(task, pieces(task.place.numel, wanted * task.place.numel // total)) for task in tasks]
+    whole = [(task, span) for task in tasks for span in ranges((0, task.place.numel), block_numel)]
+    return [(task, blocks(span, block_numel)) for task, span in whole]
 
-    def _job(self, task: TensorTask, spans: Sequence[Span]) -> Job[Worker]:
-        def fold(worker: Worker) -> Jobs:
-            chain, needs = self.chain, self.measure.needs & self.plan.needs
-            params = chain.params(self.stage, task)
-            part: Any = None
-            for start, count in spans:
-                block = chain.block(worker, task, start, count, self.stage, self.measured, needs)
-                part = self.measure.fold(self.state, part, block, params)
-                if len(self.tasks) > 1:
-                    self.listener.advance(task.place.name, count)
-                    worker.forget(task, (start, count))
-            return self._finish(part)
 
-        return fold
+def fold(chain: Chain, worker: Worker, stage: int, measure: Measure, state: Any, share: Share, part: Any) -> Any:
+    """Add to a part what one share contributes to a round."""
+    task, spans = share
+    needs, params = measure.needs & chain.plan.needs, chain.params(stage, task)
+    for start, count in spans:
+        block = chain.block(worker, task, start, count, stage, needs)
+        part = measure.fold(state, part, block, params)
+    return part
 
-    def _finish(self, part: Any) -> Jobs:
-        """Add a range's part; after the last one, return what follows."""
-        with self._lock:
-            if self._parts:
-                self._parts[0] = self.measure.combine(self._parts[0], part)
-            else:
-                self._parts.append(part)
-            self._open -= 1
-            if self._open:
-                return ()
-        state = self.measure.finish(self.state, self._parts[0])
-        if isinstance(state, Measured):
-            return self.then(state.value)
-        return replace(self, state=state, _lock=threading.Lock(), _parts=[]).jobs()
+
+def combined(measure: Measure, parts: Iterable[Any]) -> Any:
+    """Return what several parts of a round have found together."""
+    whole: Any = None
+    for part in parts:
+        whole = part if whole is None else measure.combine(whole, part) if part is not None else whole
+    return whole
+
+
+def measure_alone(chain: Chain, worker: Worker, task: TensorTask, stage: int) -> Any:
+    """Measure one tensor on one worker, from the first round to the last; return the value."""
+    measure = chain.measure(stage, task)
+    assert measure is not None
+    state = first_state(chain, [task], stage, measure)
+    while not isinstance(state, Measured):
+        part: Any = None
+        for share in shares([task], measure, state, chain.plan.block_numel):
+            part = fold(chain, worker, stage, measure, state, share, part)
+        state = measure.finish(state, part)
+    return state.value

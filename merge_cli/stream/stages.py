@@ -21,7 +21,7 @@ class Chain:
     Attributes:
         plan: The plan.
         whole: Measured over all tensors: stage -> value.
-        single: Measured over one tensor: (stage, tensor) -> value, where a later stage measures over all tensors.
+        single: Measured over one tensor: (stage, tensor) -> value, as long as it is needed.
     """
 
     plan: MergePlan
@@ -65,7 +65,6 @@ class Chain:
         start: int,
         count: int,
         stage: int,
-        measured: Mapping[int, Any],
         needs: frozenset[Need],
     ) -> Block:
         """Read a block and take it through the steps before ``stage``.
@@ -76,7 +75,6 @@ class Chain:
             start: First element.
             count: Number of elements.
             stage: What the block is for.
-            measured: Values measured over this tensor: stage -> value.
             needs: What is read of the block.
         """
         steps = self.plan.prepared_by[:stage]
@@ -86,23 +84,15 @@ class Chain:
         inputs = worker.load(task, start, count, wanted)
         if Need.DELTAS in wanted:
             for number, (step, params) in enumerate(steps):
-                block = self._made({Need.DELTAS: inputs[Need.DELTAS]}, worker, task, start, number, measured)
+                block = self._made({Need.DELTAS: inputs[Need.DELTAS]}, worker, task, start, number)
                 inputs[Need.DELTAS] = step.apply(block, params)
         if Need.MODELS in needs and Need.MODELS not in inputs:
             inputs[Need.MODELS] = inputs[Need.DELTAS] + inputs[Need.BASE]
-        return self._made({need: inputs[need] for need in needs}, worker, task, start, stage, measured)
+        return self._made({need: inputs[need] for need in needs}, worker, task, start, stage)
 
-    def _made(
-        self,
-        inputs: Mapping[Need, Tensor],
-        worker: Worker,
-        task: TensorTask,
-        start: int,
-        stage: int,
-        measured: Mapping[int, Any],
-    ) -> Block:
+    def _made(self, inputs: Mapping[Need, Tensor], worker: Worker, task: TensorTask, start: int, stage: int) -> Block:
         name = task.place.name
         masks = Masks(self.plan.recipe.seed, stage, name, len(task.models), start)
-        value = self.whole.get(stage, self.single.get((stage, name), measured.get(stage)))
+        value = self.whole.get(stage, self.single.get((stage, name)))
         posterior = tuple(prior is not None for prior in self.plan.posteriors)
         return Block(inputs, masks, value, posterior, worker.tally.counts, worker.tally.sums)

@@ -29,11 +29,17 @@ class Sink(Protocol):
     def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
         """Take the bytes of a tensor from element ``start``."""
 
+    def close(self) -> None:
+        """Close what is open."""
+
 
 class Discard:
     """Takes results and keeps nothing, for runs that only measure."""
 
     def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
         """Do nothing."""
 
 
@@ -59,6 +65,12 @@ class Worker:
         stored = (sum(tensor.dtype.itemsize for tensor in _longest(task)) for task in self.plan.tasks)
         self._raw_in, self._view_in = self._raw(self._numel * max(stored))
         self._raw_out, self._view_out = self._raw(self._numel * _WIDEST)
+
+    def close(self) -> None:
+        """Close the sinks, so that what a system only then says of what was written is heard."""
+        for sink in (self.writer, self.precision_writer):
+            if sink is not None:
+                sink.close()
 
     def _raw(self, nbytes: int) -> tuple[Tensor, memoryview]:
         """Return a buffer of bytes, pinned where a GPU copies from it, and a view of it."""
@@ -184,8 +196,8 @@ class Worker:
             )
         self.tally.counts["nonfinite"] += wrong
 
-    def write(self, result: Tensor, task: TensorTask, start: int) -> int:
-        """Cast a result to the output dtype, check it, write it; return how many bytes that were.
+    def write(self, result: Tensor, task: TensorTask, start: int) -> None:
+        """Cast a result to the output dtype, check it, write it.
 
         Raises:
             CheckpointError: If it is copied, and not finite where it comes from.
@@ -201,7 +213,6 @@ class Worker:
                 self._check_finite(result.to(torch.float64), task.copied)
             raise self._not_finite(place)
         self.writer.write(self._view_out[:nbytes], place, start)
-        return nbytes
 
     def _not_finite(self, place: StoredTensor) -> VerificationError:
         if self.tally.counts["nonfinite"]:

@@ -65,6 +65,9 @@ class _Comparing:
             first = next(i for i, (one, other) in enumerate(zip(there, view, strict=True)) if one != other)
             self._note(place.name, f"differs from element {start + first // place.dtype.itemsize} on")
 
+    def close(self) -> None:
+        """Do nothing."""
+
     def _note(self, name: str, what: str) -> None:
         with self._lock:
             self.different.setdefault(name, what)
