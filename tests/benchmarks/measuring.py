@@ -24,6 +24,7 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "merge-cli-benchmarks"
+_BLOCK = 512  # The unit of Linux's counts of blocks, whatever the disk's own is.
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Run:
         ended: When it was gone.
         cpu_seconds: Processor time, over all its threads.
         peak_bytes: Largest resident set; where a program starts others, that of the largest of them.
+        disk_read_bytes: What had to come from a disk, not from the page cache (Linux; other systems count calls).
+        disk_written_bytes: What it wrote that is bound for a disk (Linux, likewise).
         output: What it printed, empty where that was not kept.
     """
 
@@ -42,6 +45,8 @@ class Run:
     ended: float
     cpu_seconds: float
     peak_bytes: int
+    disk_read_bytes: int
+    disk_written_bytes: int
     output: str
 
     @property
@@ -51,7 +56,13 @@ class Run:
 
     def to_json(self) -> dict[str, float]:
         """Return the figures as plain data."""
-        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "peak_bytes": self.peak_bytes}
+        return {
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "peak_bytes": self.peak_bytes,
+            "disk_read_bytes": self.disk_read_bytes,
+            "disk_written_bytes": self.disk_written_bytes,
+        }
 
 
 def run(command: Sequence[str | Path], *, keep_output: bool = True) -> Run:
@@ -76,7 +87,8 @@ def run(command: Sequence[str | Path], *, keep_output: bool = True) -> Run:
     if process.returncode:
         raise SystemExit(f"{shlex.join(process.args)} ended with {process.returncode}:\n{''.join(texts)[-3000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return Run(began, ended, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, texts[0])
+    disk = (usage.ru_inblock * _BLOCK, usage.ru_oublock * _BLOCK)
+    return Run(began, ended, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, *disk, texts[0])
 
 
 def _text(file: IO[bytes]) -> str:

@@ -10,7 +10,8 @@ import pytest
 
 from merge_cli.checkpoint import open_checkpoint
 from tests.benchmarks.cases import CASES, DEFAULT_CASES, Family
-from tests.benchmarks.measuring import ROOT, table
+from tests.benchmarks.cold import cached_bytes, drop
+from tests.benchmarks.measuring import ROOT, size_of, table, weight_files
 from tests.benchmarks.scaling import thread_counts
 
 pytestmark = pytest.mark.benchmark
@@ -63,7 +64,33 @@ def test_every_series_is_measured(work: Path) -> None:
     assert "20" in module("scaling", *few, "--series", "tensors", "--work", work)
 
 
-@pytest.mark.parametrize("name", ["against_mergekit", "profile_merge", "scaling"])
+def test_a_cold_merge_of_all_checkpoints_is_measured_and_leaves_no_output(work: Path) -> None:
+    family = Family(work / "small", 1).make("--small-tensors", "100")
+    found = printed("cold", family.folder, "--threads", "1")
+    (run,) = found["runs"]
+    assert found["checkpoints"] == 2
+    assert run["input_bytes"] == size_of([*weight_files(family.base), *weight_files(family.models[0])])
+    assert run["output_bytes"] > 100 * 1024 * 2
+    assert 0 <= run["inputs_cached_before_bytes"] <= run["input_bytes"]
+    assert 0 <= run["output_cached_after_bytes"] < found["memory_total_bytes"]
+    assert run["machine_cached_after_bytes"] < found["memory_total_bytes"]
+    assert 0 < run["merging_seconds"] < run["seconds"]
+    assert run["disk_bytes_per_second"] > 0
+    assert {path.name for path in family.folder.iterdir()} == {"base", "ft1"}
+    assert "run 2" in module("cold", family.folder, "--method", "slerp", "--runs", "2")
+
+
+def test_a_file_just_written_is_in_the_page_cache_until_it_is_dropped(tmp_path: Path) -> None:
+    if subprocess.run(["stat", "-f", "-c", "%T", tmp_path], check=True, capture_output=True).stdout == b"tmpfs\n":
+        pytest.skip("a file of a tmpfs is nowhere else")
+    file = tmp_path / "file"
+    file.write_bytes(b"a" * 1_000_001)
+    assert cached_bytes([file]) == 1_000_001
+    drop([file])
+    assert cached_bytes([file]) == 0
+
+
+@pytest.mark.parametrize("name", ["against_mergekit", "cold", "profile_merge", "scaling"])
 def test_what_measures_other_processes_does_not_import_torch(name: str) -> None:
     code = f"import sys, tests.benchmarks.{name}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
