@@ -17,14 +17,16 @@ from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.allocator import crowds_memory, keep_large_buffers
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
+from merge_cli.stream.forking import can_fork
 from merge_cli.stream.journal import Journal, Record, Span, Tally, gaps, spans_of
-from merge_cli.stream.pool import Job, Pool, as_memory_error, can_fork
+from merge_cli.stream.pool import Job, Pool
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.ranges import blocks, ranges
 from merge_cli.stream.result import StreamResult, diagnosis
 from merge_cli.stream.result import Totals as Tallies
 from merge_cli.stream.rounds import combined, first_state, fold, measure_alone, shares
 from merge_cli.stream.stages import Chain
+from merge_cli.stream.work import as_memory_error
 from merge_cli.stream.worker import Sink, Worker
 
 # Elements of a tensor on average below which Python's own work, which one thread does at a time, is most of it.

@@ -1,147 +1,243 @@
-"""Threads that take jobs from one queue."""
+"""Workers that share jobs: the calling thread, threads, or forked processes."""
 
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import torch
 
+from merge_cli.errors import CheckpointError, ResourceError
+from merge_cli.stream.forking import can_fork
 from merge_cli.stream.pool import Job, Pool
 
-Context = list[int]
+forking = pytest.mark.skipif(not can_fork(), reason="workers are not forked on this system")
+every_kind = pytest.mark.parametrize(
+    ("workers", "processes"),
+    [(1, False), (2, False), (7, False), pytest.param(2, True, marks=forking), pytest.param(7, True, marks=forking)],
+)
+both_kinds = pytest.mark.parametrize("processes", [False, pytest.param(True, marks=forking)])
 
 
-def noting(number: int, *following: Job[Context]) -> Job[Context]:
-    def job(context: Context) -> Iterable[Job[Context]]:
-        context.append(number)
-        return following
+@dataclass
+class Context:
+    """What a job has; it remembers the numbers that it was given."""
+
+    seen: list[int] = field(default_factory=list)
+    closed: list[int] = field(default_factory=list)
+    on_close: Callable[[], None] = lambda: None
+
+    def close(self) -> None:
+        self.on_close()
+
+
+def noting(number: int) -> Job[Context, int]:
+    def job(context: Context) -> int:
+        context.seen.append(number)
+        return number
 
     return job
 
 
 def contexts(count: int) -> list[Context]:
-    return [[] for _ in range(count)]
+    return [Context() for _ in range(count)]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 7])
-def test_every_job_runs_once(threads: int) -> None:
-    workers = contexts(threads)
-    Pool(workers).run(noting(i) for i in range(100))
-    assert sorted(number for worker in workers for number in worker) == list(range(100))
+def failing(context: Context) -> int:
+    raise ValueError("no")
 
 
-def test_what_a_job_brings_goes_before_the_rest_in_its_order() -> None:
-    (worker,) = workers = contexts(1)
-    Pool(workers).run([noting(0, noting(1, noting(2)), noting(3)), noting(4)])
-    assert worker == [0, 1, 2, 3, 4]
+def is_alone() -> bool:
+    """Whether this process has neither children nor threads beside this one."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return threading.active_count() == 1
+    return False
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_jobs_that_the_last_job_brings_run_too(threads: int) -> None:
-    def growing(depth: int) -> Job[Context]:
-        def job(context: Context) -> Iterable[Job[Context]]:
-            time.sleep(0.001)
-            context.append(depth)
-            return [growing(depth - 1), growing(depth - 1)] if depth else ()
-
-        return job
-
-    workers = contexts(threads)
-    Pool(workers).run([growing(5)])
-    assert sum(map(len, workers)) == 2**6 - 1
-
-
-def test_no_jobs_are_no_work() -> None:
-    Pool(contexts(3)).run([])
+@every_kind
+@pytest.mark.parametrize("count", [0, 1, 5, 3000])
+def test_every_job_runs_once_and_what_it_returns_is_taken_in_this_thread(
+    workers: int, processes: bool, count: int
+) -> None:
+    taken: list[tuple[int, int]] = []
+    pool = Pool(contexts(workers), processes=processes)
+    last = pool.run(
+        map(noting, range(count)), lambda number: taken.append((number, threading.get_ident())), lambda c: len(c.seen)
+    )
+    assert sorted(taken) == [(number, threading.get_ident()) for number in range(count)]
+    # What is last is done once on each worker, and there are no more workers than jobs.
+    assert len(last) == min(workers, max(1, count))
+    assert sum(last) == count
 
 
-def test_a_pool_may_run_again() -> None:
-    (worker,) = workers = contexts(1)
-    pool = Pool(workers)
-    pool.run([noting(1)])
-    pool.run([noting(2)])
-    assert worker == [1, 2]
+@both_kinds
+def test_jobs_run_at_the_same_time(processes: bool, tmp_path: Path) -> None:
+    def job(own: str, other: str) -> Job[Context, bool]:
+        def meet(context: Context) -> bool:
+            (tmp_path / own).touch()
+            deadline = time.monotonic() + 30
+            while not (tmp_path / other).exists() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            return (tmp_path / other).exists()
+
+        return meet
+
+    met: list[bool] = []
+    Pool(contexts(2), processes=processes).run([job("a", "b"), job("b", "a")], met.append)
+    assert met == [True, True]
 
 
-def test_jobs_are_made_when_they_are_needed() -> None:
-    made: list[int] = []
-
-    def jobs() -> Iterator[Job[Context]]:
-        for i in range(10):
-            made.append(i)
-            yield lambda context: [check()]
-
-    def check() -> Job[Context]:
-        assert len(made) <= 2
-        return lambda context: made.clear() or ()
-
-    Pool(contexts(1)).run(jobs())
-
-
-@pytest.mark.parametrize("threads", [1, 4])
-def test_an_error_in_a_job_stops_all_and_is_raised_once(threads: int) -> None:
-    workers = contexts(threads)
-    before = threading.active_count()
-
-    def failing(context: Context) -> Iterable[Job[Context]]:
-        raise ValueError("no")
-
+@every_kind
+def test_a_pool_may_run_again_also_after_an_error(workers: int, processes: bool) -> None:
+    pool, taken = Pool(contexts(workers), processes=processes), list[int]()
     with pytest.raises(ValueError, match="no"):
-        Pool(workers).run(noting(i) if i != 20 else failing for i in range(10_000))
-    assert threading.active_count() == before
-    assert sum(map(len, workers)) < 10_000
+        pool.run([failing] * workers, taken.append)
+    pool.run([noting(1), noting(2)], taken.append)
+    assert sorted(taken) == [1, 2]
 
 
-def test_an_error_while_jobs_are_made_is_raised_too() -> None:
-    def jobs() -> Iterator[Job[Context]]:
-        yield noting(1)
-        raise LookupError("no more")
+@every_kind
+def test_an_error_in_a_job_stops_all_workers_and_is_raised(workers: int, processes: bool) -> None:
+    def slow(context: Context) -> int:
+        time.sleep(0.001)
+        return 0
 
-    with pytest.raises(LookupError, match="no more"):
-        Pool(contexts(3)).run(jobs())
-
-
-def test_the_first_of_several_errors_is_the_one() -> None:
-    barrier = threading.Barrier(3)
-
-    def failing(context: Context) -> Iterable[Job[Context]]:
-        barrier.wait(5)
-        raise ValueError("one of them")
-
-    with pytest.raises(ValueError, match="one of them"):
-        Pool(contexts(3)).run([failing] * 3)
-
-
-def test_a_pool_works_again_after_an_error() -> None:
-    (worker,) = workers = contexts(1)
-    pool = Pool(workers)
-
-    def failing(context: Context) -> Iterable[Job[Context]]:
-        raise ValueError("no")
-
+    taken: list[int] = []
     with pytest.raises(ValueError, match="no"):
-        pool.run([failing, noting(1)])
-    pool.run([noting(2)])
-    assert worker == [2]
+        Pool(contexts(workers), processes=processes).run([slow, failing, *[slow] * 100_000], taken.append)
+    assert len(taken) < 100_000
+    assert is_alone()
 
 
-def test_an_interrupt_of_the_main_thread_stops_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    started, workers = threading.Event(), contexts(2)
+@every_kind
+@pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
+def test_an_error_while_a_result_is_taken_stops_all_workers_too(
+    workers: int, processes: bool, error: type[BaseException]
+) -> None:
+    def refuse(number: int) -> None:
+        raise error("enough")
 
-    def slow(context: Context) -> Iterable[Job[Context]]:
-        started.set()
+    def slow(context: Context) -> int:
+        time.sleep(0.001)
+        return 0
+
+    with pytest.raises(error, match="enough"):
+        Pool(contexts(workers), processes=processes).run([slow] * 100_000, refuse)
+    assert is_alone()
+
+
+@every_kind
+def test_an_error_keeps_its_hint_its_notes_and_its_cause(workers: int, processes: bool) -> None:
+    def job(context: Context) -> int:
+        try:
+            raise OSError(errno.EIO, "gone")
+        except OSError as cause:
+            error = CheckpointError("cannot read", hint="try again")
+            error.add_note("a note")
+            raise error from cause
+
+    with pytest.raises(CheckpointError) as caught:
+        Pool(contexts(workers), processes=processes).run([job] * workers, lambda _: None)
+    assert (caught.value.message, caught.value.hint, caught.value.__notes__) == ("cannot read", "try again", ["a note"])
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.EIO
+
+
+@every_kind
+def test_torch_out_of_memory_is_a_memory_error(workers: int, processes: bool) -> None:
+    def job(context: Context) -> int:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(MemoryError, match="DefaultCPUAllocator"):
+        Pool(contexts(workers), processes=processes).run([job] * workers, lambda _: None)
+
+
+@every_kind
+def test_torch_computes_on_one_thread_in_a_job_and_as_before_afterwards(workers: int, processes: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        threads: list[int] = []
+        jobs: list[Job[Context, int]] = [lambda context: torch.get_num_threads()] * 4
+        Pool(contexts(workers), processes=processes).run(jobs, threads.append)
+        assert threads == [1, 1, 1, 1]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@forking
+def test_a_process_sends_tensors_whole() -> None:
+    found: list[torch.Tensor] = []
+    jobs: list[Job[Context, torch.Tensor]] = [lambda context: torch.arange(1000), lambda context: torch.ones(3)]
+    Pool(contexts(2), processes=True).run(jobs, found.append)
+    assert sorted(tensor.sum().item() for tensor in found) == [3, 499_500]
+
+
+@forking
+def test_a_process_closes_what_it_has_opened_and_an_error_of_that_is_heard() -> None:
+    def full() -> None:
+        raise ResourceError("cannot close")
+
+    with pytest.raises(ResourceError, match="cannot close"):
+        Pool([Context(on_close=full), Context()], processes=True).run([noting(1), noting(2)], lambda _: None)
+
+
+@forking
+def test_a_bug_in_a_process_keeps_its_place() -> None:
+    with pytest.raises(ValueError, match="no") as caught:
+        Pool(contexts(2), processes=True).run([failing, failing], lambda _: None)
+    assert "in failing" in caught.value.__notes__[0]
+
+
+@forking
+def test_a_process_that_is_killed_is_an_error_about_memory() -> None:
+    def killed(context: Context) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    with pytest.raises(ResourceError, match="exit status -9") as caught:
+        Pool(contexts(2), processes=True).run([killed, noting(1)], lambda _: None)
+    assert "fewer --threads" in str(caught.value.hint)
+    assert is_alone()
+
+
+_ENDLESS = """
+import os, pathlib, sys, time
+from merge_cli.stream.pool import Pool
+
+class Context:
+    def close(self): pass
+
+def job(context):
+    pathlib.Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(60)
+
+Pool([Context(), Context()], processes=True).run([job, job], lambda _: None)
+"""
+
+
+@forking
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_processes_end_with_the_one_that_forked_them(sent: signal.Signals, tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _ENDLESS, str(tmp_path)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(children := [int(path.name) for path in tmp_path.iterdir()]) < 2:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-        context.append(1)
-        return ()
-
-    def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
-        started.wait(5)
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
-    before = threading.active_count()
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        Pool(workers).run([slow] * 1000)
-    assert threading.active_count() == before
-    assert sum(map(len, workers)) < 1000
+    parent.send_signal(sent)
+    parent.wait(timeout=60)
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
