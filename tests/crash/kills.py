@@ -84,11 +84,10 @@ class Victim:
         """The output."""
         return self.folder / "out"
 
-    @property
-    def arguments(self) -> list[str]:
-        """The command."""
+    def arguments(self, threads: int) -> list[str]:
+        """Return the command."""
         more = ["--force"] if self.old is not None else []
-        return ["merge", f"{self.name}.yml", "out", "--quiet", "--threads", "2", "--memory", _MEMORY, *more]
+        return [*_command(self.name, threads), "out", *more]
 
 
 def victim(folder: Path, name: str, *, replaces: bool) -> Victim:
@@ -98,9 +97,9 @@ def victim(folder: Path, name: str, *, replaces: bool) -> Victim:
     seam = Seam()
     if not peace.exists():
         said = folder / "said"
-        ended = forked(command_line(folder, [*_command(name), str(peace / "out")], seam), said)
+        ended = forked(command_line(folder, [*_command(name, 2), str(peace / "out")], seam), said)
         assert ended.code == 0, ended.said
-    plan = planned(folder, RECIPES[name], memory=4 * 2**20)
+    plan = planned(folder, RECIPES[name], memory=4 * 2**20, threads=1)
     merge(plan, folder / "counted" / "out", files=seam)
     commit = max(call.number for call in seam.made if call.name == "rename")
     shutil.rmtree(folder / "counted")
@@ -108,8 +107,8 @@ def victim(folder: Path, name: str, *, replaces: bool) -> Victim:
     return Victim(folder, name, old, contents(peace / "out"), len(seam.made), commit)
 
 
-def _command(name: str) -> list[str]:
-    return ["merge", f"{name}.yml", "--quiet", "--threads", "2", "--memory", _MEMORY]
+def _command(name: str, threads: int) -> list[str]:
+    return ["merge", f"{name}.yml", "--quiet", "--threads", str(threads), "--memory", _MEMORY]
 
 
 def kill_until_done(target: Victim, files: Iterator[KillAt | float], score: Score) -> None:
@@ -138,7 +137,9 @@ def _run(target: Victim, by: KillAt | float | None, score: Score) -> bool:
         pause = by.pause if by is not None else 0.0
         files = by or KillAt(None, exchanges=target.exchanges)
         after = random.random() * target.calls * pause * 1.5 if pause else None
-        ended = forked(command_line(target.folder, target.arguments, files), target.folder / "said", kill_after=after)
+        # Alone in its process, a merge makes its calls in the order in which they were counted.
+        arguments = target.arguments(1 if files.number is not None else 2)
+        ended = forked(command_line(target.folder, arguments, files), target.folder / "said", kill_after=after)
         assert ended.killed or ended.code == 0, ended.said
         killed = ended.killed
     if killed:
@@ -152,7 +153,7 @@ def _run(target: Victim, by: KillAt | float | None, score: Score) -> bool:
 def _killed_in_its_own_interpreter(target: Victim, after: float) -> bool:
     working = target.folder / "working"
     working.unlink(missing_ok=True)
-    command = [sys.executable, "-c", _PROGRAM, *target.arguments]
+    command = [sys.executable, "-c", _PROGRAM, *target.arguments(2)]
     process = subprocess.Popen(command, cwd=target.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not working.exists():
         time.sleep(0.01)

@@ -6,6 +6,8 @@ before the fork, so that what is killed is the same.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -17,25 +19,39 @@ from typing import Any
 
 from tests.crash.seam import Call, Seam
 
+_PR_SET_CHILD_SUBREAPER = 36
+
 
 class KillAt(Seam):
-    """Ends this process with SIGKILL just before, or just after, a call."""
+    """Ends the program with SIGKILL just before, or just after, a call.
+
+    A worker process counts on from where it was forked; at the call it is the program that is killed, and the system
+    that then ends the worker.
+    """
 
     def __init__(self, number: int | None, *, after: bool = False, pause: float = 0.0, exchanges: bool = True) -> None:
         super().__init__()
         self.number, self.after, self.pause, self.exchanges = number, after, pause, exchanges
+        self.program: int | None = None
 
     def around(self, call: Call, make: Callable[..., Any]) -> Any:
         """Make the call, if this process lives to make it."""
+        self.program = self.program or os.getpid()
         if self.pause:
             time.sleep(self.pause)
         if call.number == self.number and not self.after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            _die_with(self.program)
         impossible = call.name == "exchange" and not self.exchanges
         found = False if impossible else make(*call.arguments)
         if call.number == self.number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            _die_with(self.program)
         return found
+
+
+def _die_with(program: int) -> None:
+    os.kill(program, signal.SIGKILL)
+    time.sleep(60)
+    raise AssertionError("alive")
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Ended:
 
 def forked(work: Callable[[], int], said: Path, *, kill_after: float | None = None) -> Ended:
     """Run something in a fork and return how that ended; what it says goes to a file."""
+    # Workers of a program that is killed become children of this process, which waits for their end too.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     # It may be killed before it says anything.
     said.write_bytes(b"")
     pid = os.fork()
@@ -62,6 +80,9 @@ def forked(work: Callable[[], int], said: Path, *, kill_after: float | None = No
         time.sleep(kill_after)
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
     code = None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
     assert code is not None or os.WTERMSIG(status) == signal.SIGKILL, said.read_text()
     return Ended(code, said.read_text())

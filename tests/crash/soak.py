@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def _merge_with_kills(
                 pause, delay = 0.001, source.random() * 0.0015 * calls
         files = KillAt(number, after=source.random() < 0.5, pause=pause)
         plan = _planned(folder, case, source, shard_size)
-        work = _working(plan, folder / "out", files, force=old is not None, sync=source.random() < 0.3)
+        options = {"force": old is not None, "sync": source.random() < 0.3, "processes": source.random() < 0.5}
+        work = _working(plan, folder / "out", files, options)
         ended = forked(work, folder / "said", kill_after=delay)
         _check_all_or_nothing(folder / "out", old, wanted)
         if not ended.killed:
@@ -123,9 +124,9 @@ def _merge_with_kills(
     raise AssertionError("still not done")
 
 
-def _working(plan: MergePlan, out: Path, files: Seam, *, force: bool, sync: bool) -> Callable[[], int]:
+def _working(plan: MergePlan, out: Path, files: Seam, options: Mapping[str, bool]) -> Callable[[], int]:
     def work() -> int:
-        print(merge(plan, out, files=files, force=force, sync=sync).resumed_bytes)
+        print(merge(plan, out, files=files, **options).resumed_bytes)
         return 0
 
     return work

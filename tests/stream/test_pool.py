@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -56,13 +57,9 @@ def failing(context: Context) -> int:
     raise ValueError("no")
 
 
-def is_alone() -> bool:
-    """Whether this process has neither children nor threads beside this one."""
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return threading.active_count() == 1
-    return False
+def at_work() -> tuple[int, int]:
+    """How many threads and children this process has."""
+    return threading.active_count(), len(multiprocessing.active_children())
 
 
 @every_kind
@@ -113,11 +110,11 @@ def test_an_error_in_a_job_stops_all_workers_and_is_raised(workers: int, process
         time.sleep(0.001)
         return 0
 
-    taken: list[int] = []
+    before, taken = at_work(), list[int]()
     with pytest.raises(ValueError, match="no"):
         Pool(contexts(workers), processes=processes).run([slow, failing, *[slow] * 100_000], taken.append)
     assert len(taken) < 100_000
-    assert is_alone()
+    assert at_work() == before
 
 
 @every_kind
@@ -132,9 +129,10 @@ def test_an_error_while_a_result_is_taken_stops_all_workers_too(
         time.sleep(0.001)
         return 0
 
+    before = at_work()
     with pytest.raises(error, match="enough"):
         Pool(contexts(workers), processes=processes).run([slow] * 100_000, refuse)
-    assert is_alone()
+    assert at_work() == before
 
 
 @every_kind
@@ -207,10 +205,11 @@ def test_a_process_that_is_killed_is_an_error_about_memory() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
+    before = at_work()
     with pytest.raises(ResourceError, match="exit status -9") as caught:
         Pool(contexts(2), processes=True).run([killed, noting(1)], lambda _: None)
     assert "fewer --threads" in str(caught.value.hint)
-    assert is_alone()
+    assert at_work() == before
 
 
 _ENDLESS = """
