@@ -11,7 +11,7 @@ from merge_cli.kernels.election import Election, ZeroSum, disjoint_merge, elect_
 from merge_cli.kernels.quantile import Found, Search, first_search, gather, join, next_search, sample_size
 from merge_cli.kernels.randomness import Key, keep_mask, make_key
 from merge_cli.kernels.spherical import slerp_coefficients
-from merge_cli.kernels.sums import GRAIN, divisor_of, exact_sums, grain_sums, sum_models, weighted_sum
+from merge_cli.kernels.sums import GRAIN, divisor_of, exact_sums, grain_gram, grain_sums, sum_models, weighted_sum
 from merge_cli.kernels.trimming import drop_and_rescale, keep_at_least
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "exact_sums",
     "first_search",
     "gather",
+    "grain_gram",
     "grain_sums",
     "join",
     "keep_at_least",

@@ -9,7 +9,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from merge_cli.kernels import sum_models, weighted_sum
+from merge_cli.kernels import grain_sums, sum_models, weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Extent,
@@ -87,13 +87,13 @@ def _fallback(models: Tensor, weights: list[float], params: FisherParams) -> Ten
 def _measure(params: FisherParams) -> Measure:
     """Measure each Fisher's mean and L2 norm over the model."""
     needs = {Need.FISHER, Need.BASE_FISHER} if params.include_base else {Need.FISHER}
-    return measure_sums(frozenset(needs), Extent.MODEL, _rows, _means_and_norms)
+    return measure_sums(frozenset(needs), Extent.MODEL, _sums, _means_and_norms)
 
 
-def _rows(block: Block, params: FisherParams) -> Tensor:
+def _sums(block: Block, params: FisherParams) -> Tensor:
     raw = torch.vstack([block.fisher, block.base_fisher]) if params.include_base else block.fisher
     wide = raw.double()
-    return torch.vstack([wide, wide * wide])
+    return grain_sums(torch.vstack([wide, wide * wide]))
 
 
 def _means_and_norms(totals: Totals, _: FisherParams, sums: list[float]) -> list[tuple[float, float]]:

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import weighted_sum
+from merge_cli.kernels import grain_sums, weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Diagnosis,
@@ -188,16 +188,16 @@ def _measure(params: GradientMatchingParams) -> Measure | None:
     needs = {Need.CURVATURE, Need.BASE_CURVATURE}
     if params.anchor == "auto":
         needs |= {Need.GRADIENTS, Need.DELTAS}
-    return measure_sums(frozenset(needs), Extent.MODEL, _rows, _scales)
+    return measure_sums(frozenset(needs), Extent.MODEL, _sums, _scales)
 
 
-def _rows(block: Block, _: GradientMatchingParams) -> Tensor:
+def _sums(block: Block, _: GradientMatchingParams) -> Tensor:
     base = block.base_curvature if block.has(Need.BASE_CURVATURE) else torch.zeros_like(block.curvature[0])
     rows = [base[None], block.curvature]
     if block.has(Need.GRADIENTS):
         squares = block.deltas.square()
         rows += [block.gradients * block.deltas, squares * base, squares]
-    return torch.cat(rows)
+    return grain_sums(torch.cat(rows))
 
 
 def _scales(totals: Totals, params: GradientMatchingParams, sums: list[float]) -> Scales:

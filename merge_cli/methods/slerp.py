@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import slerp_coefficients
+from merge_cli.kernels import grain_gram, slerp_coefficients
 from merge_cli.methods.contract import Block, Extent, Method, Need, Params, Totals, measure_sums
 
 
@@ -25,9 +24,8 @@ def slerp(block: Block, params: SlerpParams) -> Tensor:
     return merged.add_(block.models[0], alpha=second)
 
 
-def _rows(block: Block, _: SlerpParams) -> Tensor:
-    first, second = block.base.double(), block.models[0].double()
-    return torch.stack([first * first, second * second, first * second])
+def _gram(block: Block, _: SlerpParams) -> Tensor:
+    return grain_gram(block.base, block.models[0])
 
 
 def _coefficients(_: Totals, params: SlerpParams, sums: list[float]) -> tuple[float, float]:
@@ -52,5 +50,5 @@ METHOD = Method(
     "other is taken by its share of the straight line, in mergekit by sin(t π/2)",
     models=(1, 1),
     caution=_caution,
-    measure=lambda params: measure_sums(frozenset({Need.BASE, Need.MODELS}), Extent.TENSOR, _rows, _coefficients),
+    measure=lambda params: measure_sums(frozenset({Need.BASE, Need.MODELS}), Extent.TENSOR, _gram, _coefficients),
 )

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "merge-cli-benchmarks"
+_LOOK_SECONDS = 0.02
 _BLOCK = 512  # The unit of Linux's counts of blocks, whatever the disk's own is.
 
 
@@ -35,7 +37,8 @@ class Run:
         began: When it was started, in seconds of ``time.perf_counter``, which processes of a machine share.
         ended: When it was gone.
         cpu_seconds: Processor time, over all its threads.
-        peak_bytes: Largest resident set; where a program starts others, that of the largest of them.
+        peak_bytes: Largest resident set; where a program starts others and that is more, what all together took of the
+            memory at a time, a page that several have counted once (Linux, looked at every 20 ms).
         disk_read_bytes: What had to come from a disk, not from the page cache (Linux; other systems count calls).
         disk_written_bytes: What it wrote that is bound for a disk (Linux, likewise).
         output: What it printed, empty where that was not kept.
@@ -80,7 +83,8 @@ def run(command: Sequence[str | Path], *, keep_output: bool = True) -> Run:
         began = time.perf_counter()
         process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=errors, env=environment,
                                    cwd=ROOT)  # fmt: skip
-        _, status, usage = os.wait4(process.pid, 0)
+        with _watched(process.pid) as together:
+            _, status, usage = os.wait4(process.pid, 0)
         ended = time.perf_counter()
         process.returncode = os.waitstatus_to_exitcode(status)
         texts = [_text(said), _text(errors)]
@@ -88,7 +92,39 @@ def run(command: Sequence[str | Path], *, keep_output: bool = True) -> Run:
         raise SystemExit(f"{shlex.join(process.args)} ended with {process.returncode}:\n{''.join(texts)[-3000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
     disk = (usage.ru_inblock * _BLOCK, usage.ru_oublock * _BLOCK)
-    return Run(began, ended, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, *disk, texts[0])
+    peak = max([usage.ru_maxrss * unit, *together])
+    return Run(began, ended, usage.ru_utime + usage.ru_stime, peak, *disk, texts[0])
+
+
+@contextlib.contextmanager
+def _watched(pid: int) -> Iterator[list[int]]:
+    """Yield a list that collects what a process and its children take together, for as long as it has children."""
+    seen: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            with contextlib.suppress(OSError):
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                if children:
+                    seen.append(sum(_share(each) for each in (pid, *children)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _share(pid: int | str) -> int:
+    """Return a process's memory, of what it shares its part: the proportional set size; 0 for one that is gone."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _text(file: IO[bytes]) -> str:

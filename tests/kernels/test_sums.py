@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 
-from merge_cli.kernels import GRAIN, divisor_of, exact_sums, grain_sums, sum_models, weighted_sum
+from merge_cli.kernels import GRAIN, divisor_of, exact_sums, grain_gram, grain_sums, sum_models, weighted_sum
 
 
 def test_models_are_added_with_their_weights() -> None:
@@ -70,6 +71,20 @@ def test_elements_are_summed_grain_by_grain() -> None:
 @pytest.mark.parametrize("numel", [1, GRAIN - 1, GRAIN, GRAIN + 1])
 def test_there_is_a_grain_for_every_begun_run(numel: int) -> None:
     assert grain_sums(torch.ones(1, numel)).shape == (1, -(-numel // GRAIN))
+
+
+@pytest.mark.parametrize("numel", [1, GRAIN, 2 * GRAIN + 3])
+def test_squares_and_products_are_summed_grain_by_grain_in_float64(numel: int) -> None:
+    generator = torch.Generator().manual_seed(numel)
+    first, second = torch.randn(2, numel, generator=generator)
+    for found, pairs in zip(
+        grain_gram(first, second), ((first, first), (second, second), (first, second)), strict=True
+    ):
+        exact = [
+            math.fsum(p * q for p, q in zip(one.tolist(), other.tolist(), strict=True))
+            for one, other in zip(pairs[0].split(GRAIN), pairs[1].split(GRAIN), strict=True)
+        ]
+        assert found.tolist() == pytest.approx(exact, rel=1e-12, abs=1e-9)
 
 
 def test_a_sum_over_elements_is_exact_and_in_any_order_the_same() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from merge_cli.kernels import exact_sums, grain_sums
+from merge_cli.kernels import exact_sums
 from merge_cli.methods.contract.block import Block, Need
 from merge_cli.methods.contract.measure import Extent, Measure, Measured, Totals
 
@@ -20,31 +20,31 @@ _Sums = list["array[float]"]
 def measure_sums(
     needs: frozenset[Need],
     over: Extent,
-    rows: Callable[[Block, Any], Tensor],
+    sums: Callable[[Block, Any], Tensor],
     value: Callable[[Totals, Any, list[float]], Any],
 ) -> Measure:
-    """Return a measure of one round that sums rows of numbers over elements, exactly.
+    """Return a measure of one round that sums numbers over elements, exactly.
 
     Args:
-        needs: What ``rows`` reads.
+        needs: What ``sums`` reads.
         over: One tensor, or all together.
-        rows: ``(block, params) -> (k, numel)``: the k numbers of each element that are summed.
+        sums: ``(block, params) -> (k, grains)``: k sums over each grain of a block, as :func:`grain_sums` gives them.
         value: ``(totals, params, sums) -> value``: what the measure gives, from the k sums.
     """
 
     def start(totals: Totals, params: Any) -> tuple[Totals, Any]:
         return totals, params
 
-    def fold(_: Any, sums: _Sums | None, block: Block, params: Any) -> _Sums:
-        found = grain_sums(rows(block, params)).tolist()
-        return combine(sums or [array("d") for _ in found], found)
+    def fold(_: Any, so_far: _Sums | None, block: Block, params: Any) -> _Sums:
+        found = sums(block, params).tolist()
+        return combine(so_far or [array("d") for _ in found], found)
 
     def combine(left: _Sums, right: Sequence[Iterable[float]]) -> _Sums:
         for mine, more in zip(left, right, strict=True):
             mine.extend(more)
         return left
 
-    def finish(state: tuple[Totals, Any], sums: _Sums) -> Measured:
-        return Measured(value(*state, exact_sums(sums)))
+    def finish(state: tuple[Totals, Any], found: _Sums) -> Measured:
+        return Measured(value(*state, exact_sums(found)))
 
     return Measure(needs, over, start, fold, combine, finish)

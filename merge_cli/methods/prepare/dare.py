@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import drop_and_rescale
+from merge_cli.kernels import drop_and_rescale, grain_sums
 from merge_cli.methods.contract import Block, Extent, Measure, Need, Params, Step, Totals, measure_sums
 
 Rescale = bool | Literal["l1"]
@@ -53,14 +53,14 @@ def measure_l1(density_of: Any) -> Measure:
         A measure whose value is a list of (before, after).
     """
 
-    def rows(block: Block, params: Any) -> Tensor:
+    def sums(block: Block, params: Any) -> Tensor:
         magnitude = block.deltas.abs()
-        return torch.vstack([magnitude, magnitude * block.keep_mask(density_of(params, block.n))])
+        return grain_sums(torch.vstack([magnitude, magnitude * block.keep_mask(density_of(params, block.n))]))
 
-    def value(totals: Totals, params: Any, sums: list[float]) -> list[tuple[float, float]]:
-        return list(zip(sums[: totals.n], sums[totals.n :], strict=True))
+    def value(totals: Totals, params: Any, norms: list[float]) -> list[tuple[float, float]]:
+        return list(zip(norms[: totals.n], norms[totals.n :], strict=True))
 
-    return measure_sums(frozenset({Need.DELTAS}), Extent.TENSOR, rows, value)
+    return measure_sums(frozenset({Need.DELTAS}), Extent.TENSOR, sums, value)
 
 
 def _measure(params: DareParams) -> Measure | None:
