@@ -121,11 +121,16 @@ def refuse_warnings(plan: MergePlan) -> None:
         )
 
 
-def measure(plan: MergePlan, *, listener: Listener | None = None, files: Files | None = None) -> StreamResult:
-    """Carry out a plan without writing anything, and return what was summed, counted and diagnosed on the way."""
+def measure(
+    plan: MergePlan, *, processes: bool = False, listener: Listener | None = None, files: Files | None = None
+) -> StreamResult:
+    """Carry out a plan without writing anything, and return what was summed, counted and diagnosed on the way.
+
+    The arguments are those of :func:`merge`.
+    """
     with Reader(_identities(plan), files) as reader:
         check_fishers(plan, reader)
-        return stream(plan, Discard(), reader, listener)
+        return stream(plan, Discard(), reader, listener, processes=processes)
 
 
 def check_out(plan: MergePlan, out: Path, *, force: bool) -> None:

@@ -125,7 +125,7 @@ def plan(
         from merge_cli.run import measure
 
         with showing(visible=not as_json) as listener:
-            found = measure(planned, listener=listener).diagnosis
+            found = measure(planned, processes=True, listener=listener).diagnosis
         render.warnings(found.warnings)
     render.plan(planned, as_json=as_json, every_tensor=verbose, found=found)
 

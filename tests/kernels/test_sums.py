@@ -77,14 +77,12 @@ def test_there_is_a_grain_for_every_begun_run(numel: int) -> None:
 def test_squares_and_products_are_summed_grain_by_grain_in_float64(numel: int) -> None:
     generator = torch.Generator().manual_seed(numel)
     first, second = torch.randn(2, numel, generator=generator)
-    for found, pairs in zip(
-        grain_gram(first, second), ((first, first), (second, second), (first, second)), strict=True
-    ):
-        exact = [
-            math.fsum(p * q for p, q in zip(one.tolist(), other.tolist(), strict=True))
-            for one, other in zip(pairs[0].split(GRAIN), pairs[1].split(GRAIN), strict=True)
-        ]
-        assert found.tolist() == pytest.approx(exact, rel=1e-12, abs=1e-9)
+    found = grain_gram(first, second)
+    assert found.shape == (3, -(-numel // GRAIN))
+    for sums, one, other in zip(found, (first, second, first), (first, second, second), strict=True):
+        products = [p * q for p, q in zip(one.tolist(), other.tolist(), strict=True)]
+        exact = [math.fsum(products[at : at + GRAIN]) for at in range(0, numel, GRAIN)]
+        assert sums.tolist() == pytest.approx(exact, rel=1e-12, abs=1e-9)
 
 
 def test_a_sum_over_elements_is_exact_and_in_any_order_the_same() -> None:
