@@ -29,7 +29,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="PLACE=VALUE", help="Change a value: models.0.parameters.weight=0.3. Repeatable."),
 ]
 Memory = Annotated[str, typer.Option(metavar="SIZE", help="Memory for all buffers together.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Worker threads; default: one per processor.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Workers, processes or threads; default: one per processor.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")]
 ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Largest size of an output file.")]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinity in inputs.")]

@@ -41,7 +41,7 @@ def build_plan(
     Args:
         recipe: What is asked for.
         memory: Budget in bytes for all buffers together.
-        threads: Worker threads; default: one per processor that this process may use.
+        threads: Workers; default: one per processor that this process may use.
         shard_size: Largest size of an output file in bytes.
         device: ``auto``, ``cpu`` or ``cuda[:N]``.
         allow_nonfinite: Whether inputs may hold NaN or infinity.

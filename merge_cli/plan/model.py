@@ -94,7 +94,7 @@ class MergePlan:
         posteriors: For each model whose Fisher file is a posterior precision, the prior precision that is part of it;
             None for the others.
         block_numel: Elements per block.
-        threads: Worker threads.
+        threads: Workers.
         memory_bytes: Budget for all buffers together.
         buffer_bytes: What the buffers will take.
         device: ``auto``, ``cpu`` or ``cuda[:N]``.

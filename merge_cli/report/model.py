@@ -23,7 +23,7 @@ class MergeReport:
         resumed_bytes: Output bytes that a run which was stopped had written.
         seconds: From the first byte read to the committed checkpoint.
         device: What it ran on.
-        threads: Worker threads.
+        threads: Workers.
         counts: What the method counted, such as ``clipped`` elements.
         diagnostics: What the method says of its prospects, such as ``extrapolation``.
         warnings: What a user should know.

@@ -47,7 +47,7 @@ def in_processes(contexts: Sequence[Context], work: Work) -> Messages:
     """Have a process for each context do its part; none is left when this generator ends or is closed.
 
     Raises:
-        ResourceError: If a process was killed.
+        ResourceError: If a process cannot be started, or was killed.
         BaseException: What a job has raised.
     """
     fork = multiprocessing.get_context("fork")
@@ -60,10 +60,8 @@ def in_processes(contexts: Sequence[Context], work: Work) -> Messages:
             receiver, sender = fork.Pipe(duplex=False)
             arguments = (os.getpid(), context, work, batches, tickets, sender)
             process: BaseProcess = fork.Process(target=_run, args=arguments)
-            with sender, warnings.catch_warnings():
-                # What other threads of this process do at this moment, a child has no part in.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
+            with sender:
+                _start(process)
             running[receiver] = process
         while running:
             ready = wait(running)
@@ -80,6 +78,18 @@ def in_processes(contexts: Sequence[Context], work: Work) -> Messages:
             process.kill()
             process.join()
             receiver.close()
+
+
+def _start(process: BaseProcess) -> None:
+    with warnings.catch_warnings():
+        # What other threads of this process do at this moment, a child has no part in.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            process.start()
+        except OSError as error:
+            raise ResourceError(
+                f"cannot start a worker process: {error.strerror}", hint="--threads 1 works without any"
+            ) from error
 
 
 def _tickets(count: int) -> int:

@@ -212,6 +212,24 @@ def test_a_process_that_is_killed_is_an_error_about_memory() -> None:
     assert at_work() == before
 
 
+@forking
+def test_a_process_that_cannot_be_started_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def fork() -> int:
+        if started:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(real())
+        return started[0]
+
+    before, real = at_work(), os.fork
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(ResourceError, match="cannot start a worker process: Resource temporarily") as caught:
+        Pool(contexts(3), processes=True).run([noting(1)] * 3, lambda _: None)
+    assert "--threads 1" in str(caught.value.hint)
+    assert at_work() == before
+
+
 _ENDLESS = """
 import os, pathlib, sys, time
 from merge_cli.stream.pool import Pool
