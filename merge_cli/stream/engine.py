@@ -122,12 +122,12 @@ class _Engine:
             return
         self.listener.phase("measuring", sum(task.place.numel for task in merged))
 
-        def alone(task: TensorTask) -> Job[Worker, tuple[TensorTask, Any]]:
-            return lambda worker: (task, measure_alone(self.chain, worker, task, stage))
+        def alone(task: TensorTask) -> Job[Worker, tuple[str, int, Any]]:
+            return lambda worker: (task.place.name, task.place.numel, measure_alone(self.chain, worker, task, stage))
 
-        def take(found: tuple[TensorTask, Any]) -> None:
-            task, self.chain.single[stage, task.place.name] = found
-            self.listener.advance(task.place.name, task.place.numel)
+        def take(found: tuple[str, int, Any]) -> None:
+            name, numel, self.chain.single[stage, name] = found
+            self.listener.advance(name, numel)
 
         self.pool.run([alone(task) for task in merged], take)
 

@@ -91,7 +91,7 @@ def _in_this_thread(context: Context, work: Work) -> Messages:
 
 
 def _in_threads(contexts: Sequence[Context], work: Work) -> Messages:
-    told: queue.SimpleQueue[Message | BaseException | None] = queue.SimpleQueue()
+    told: queue.Queue[Message | BaseException | None] = queue.Queue()
     # A list's iterator gives each number to one thread only.
     numbers, stopped = iter(list(range(len(work.jobs)))), threading.Event()
 

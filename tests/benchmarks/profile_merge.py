@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.profile_merge RECIPE [--threads N] [--memory 512MiB] [--json]
 
-Runs the merge in a process of its own as the command line would, without fsync, once to warm the page cache and once to
-measure. Functions of merge_cli are wrapped from outside; a region's time is what passes in it less what passes in
+Runs the merge in a process of its own, without fsync, once to warm the page cache and once to measure. Its workers are
+threads, which can be watched, where the command line's are processes; --threads 1 shows what the work itself takes.
+Functions of merge_cli are wrapped from outside; a region's time is what passes in it less what passes in
 wrapped functions that it calls, so the phases of a thread add up to its life.
 
 * start-up: the interpreter, and importing what a merge imports

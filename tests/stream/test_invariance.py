@@ -1,4 +1,4 @@
-"""The same bytes whatever the block size, the threads, the shards and the memory."""
+"""The same bytes whatever the block size, the workers, the shards and the memory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from tests.crash.cases import contents
 from tests.methods.support import typical_params
 from tests.stream.families import N, every_method, planned, recipe_for
 
-# (elements per block, threads)
-CUTS = [(GRAIN, 1), (GRAIN, 3), (5 * GRAIN, 2), (64 * GRAIN, 1)]
+# (elements per block, workers, whether these are processes)
+CUTS = [(GRAIN, 1, False), (GRAIN, 3, False), (5 * GRAIN, 2, False), (64 * GRAIN, 1, False), (GRAIN, 3, True)]
 
 PREPARED: dict[str, dict[str, Any]] = {
     "dare": {"dare": {"drop_rate": 0.5}},
@@ -43,14 +43,15 @@ PREPARED: dict[str, dict[str, Any]] = {
 def results(plan: MergePlan, folder: Path) -> list[tuple[dict[str, bytes], Any]]:
     """Return the bytes of every file of the output and what was counted, for every cut."""
     found = []
-    for i, (numel, threads) in enumerate(CUTS):
-        report = merge(replace(plan, block_numel=numel, threads=threads), folder / str(i) / "out", sync=False)
+    for i, (numel, threads, processes) in enumerate(CUTS):
+        cut = replace(plan, block_numel=numel, threads=threads)
+        report = merge(cut, folder / str(i) / "out", sync=False, processes=processes)
         found.append((contents(folder / str(i) / "out"), report.counts))
     return found
 
 
 @pytest.mark.parametrize(("name", "params"), every_method())
-def test_blocks_and_threads_do_not_change_a_byte(family: Path, tmp_path: Path, name: str, params: Params) -> None:
+def test_blocks_and_workers_do_not_change_a_byte(family: Path, tmp_path: Path, name: str, params: Params) -> None:
     first, *others = results(planned(family, recipe_for(name, params)), tmp_path)
     for other in others:
         assert other == first
