@@ -6,6 +6,7 @@ need not be sent. Only numbers of jobs and what the jobs return go through pipes
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -13,9 +14,10 @@ import pickle
 import signal
 import struct
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -26,6 +28,7 @@ import torch
 from merge_cli.errors import MergeError, ResourceError
 from merge_cli.stream.work import Context, Message, Messages, Work, as_memory_error, messages
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Numbers of this many batches fit into the smallest pipe that a system makes.
 _MOST_BATCHES = 1024
 _NUMBER = struct.Struct("<I")
@@ -60,9 +63,9 @@ def in_processes(contexts: Sequence[Context], work: Work) -> Messages:
             receiver, sender = fork.Pipe(duplex=False)
             arguments = (os.getpid(), context, work, batches, tickets, sender)
             process: BaseProcess = fork.Process(target=_run, args=arguments)
-            with sender:
+            with sender, _signals_later():
                 _start(process)
-            running[receiver] = process
+                running[receiver] = process
         while running:
             ready = wait(running)
             for receiver in [each for each in running if each in ready]:
@@ -78,6 +81,30 @@ def in_processes(contexts: Sequence[Context], work: Work) -> Messages:
             process.kill()
             process.join()
             receiver.close()
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Answer signals that end the program at the end of this context.
+
+    What libraries do about a fork runs where an error is printed and forgotten, an interrupt with it, and a child would
+    answer a signal as its parent does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Signals are answered in the main thread.
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, answer in before.items():
+            signal.signal(number, answer if answer is not None else signal.SIG_DFL)
+        for each in came:
+            signal.raise_signal(each)
 
 
 def _start(process: BaseProcess) -> None:
@@ -130,6 +157,8 @@ def _run(
         _send(sender, None)
     except BaseException as error:
         _send(sender, _failure(error))
+    # What an interpreter does at its end may wait for a lock that another thread held at the fork.
+    os._exit(0)
 
 
 def _send(sender: Connection[Any, Any], message: Message | _Failure | None) -> None:
@@ -142,7 +171,13 @@ def _failure(error: BaseException) -> _Failure:
     if not isinstance(error, (MergeError, MemoryError)):
         error.add_note("in a worker process:\n" + traceback.format_exc())
     error = as_memory_error(error)
-    return _Failure(error, error.__cause__)
+    failure = _Failure(error, error.__cause__)
+    try:
+        pickle.loads(pickle.dumps(failure))
+    except Exception:
+        # Whoever wrote this error did not think of sending it.
+        return _Failure(RuntimeError("".join(traceback.format_exception(error))), None)
+    return failure
 
 
 def _end_with(parent: int) -> None:

@@ -200,6 +200,36 @@ def test_a_bug_in_a_process_keeps_its_place() -> None:
 
 
 @forking
+@pytest.mark.parametrize("when", ["before", "after_in_parent"])
+def test_an_interrupt_at_the_moment_of_a_fork_is_not_lost(when: str) -> None:
+    # A hook that a library has for forks; what it raises is printed and forgotten.
+    os.register_at_fork(**{when: lambda: armed and signal.raise_signal(armed.pop())})
+    armed, before, taken = [signal.SIGINT], at_work(), list[int]()
+    with pytest.raises(KeyboardInterrupt):
+        Pool(contexts(2), processes=True).run([noting(1)] * 1000, taken.append)
+    assert not armed
+    assert at_work() == before
+    # The second time nothing comes between.
+    Pool(contexts(2), processes=True).run([noting(1)] * 10, taken.append)
+
+
+class Unsendable(Exception):
+    """Takes two arguments and says so to nobody."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+@forking
+def test_an_error_that_cannot_be_sent_is_told_of_all_the_same() -> None:
+    def job(context: Context) -> int:
+        raise Unsendable("this", "that")
+
+    with pytest.raises(RuntimeError, match="Unsendable: this: that"):
+        Pool(contexts(2), processes=True).run([job, job], lambda _: None)
+
+
+@forking
 def test_a_process_that_is_killed_is_an_error_about_memory() -> None:
     def killed(context: Context) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
