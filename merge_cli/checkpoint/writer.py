@@ -88,8 +88,13 @@ class ShardWriter:
     def _open_shard(self, path: Path) -> int:
         with writing(path):
             fd = self._files.open_write(path)
+            try:
+                size = self._files.stat(fd).st_size
+            except BaseException:
+                self._files.close(fd)
+                raise
             # Opening makes a file that is gone, and what was written to it before would be lost without a word.
-            if self._files.stat(fd).st_size == self._sizes.get(path, self._files.stat(fd).st_size):
+            if size == self._sizes.get(path, size):
                 return fd
             self._files.close(fd)
         raise ResourceError(f"{path} was changed or removed while it was written")

@@ -17,7 +17,7 @@ _RAW_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Block size in elements, worker threads, and what the buffers of all workers take."""
+    """Block size in elements, workers, and what the buffers of all workers take."""
 
     numel: int
     threads: int
@@ -34,7 +34,7 @@ def bytes_per_element(needs: frozenset[Need], n: int) -> int:
 def choose_blocks(
     *, needs: frozenset[Need], n: int, scope: Scope, largest_row: int, largest_tensor: int, memory: int, threads: int
 ) -> Blocks:
-    """Choose block size and threads so that all buffers fit into ``memory`` bytes.
+    """Choose block size and workers so that all buffers fit into ``memory`` bytes.
 
     Args:
         needs: What is read.
@@ -43,10 +43,10 @@ def choose_blocks(
         largest_row: Elements of the longest row of any tensor.
         largest_tensor: Elements of the largest tensor.
         memory: Budget in bytes.
-        threads: Threads wanted.
+        threads: Workers wanted.
 
     Raises:
-        ResourceError: If not even one thread's smallest block fits; says how much is needed.
+        ResourceError: If not even one worker's smallest block fits; says how much is needed.
     """
     each = bytes_per_element(needs, n)
     least = {Scope.ELEMENT: min(GRAIN, largest_tensor), Scope.ROW: largest_row, Scope.TENSOR: largest_tensor}[scope]

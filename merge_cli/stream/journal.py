@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import time
 import zlib
 from array import array
@@ -104,7 +103,7 @@ def read_journal(path: Path, files: Files | None = None) -> Past | None:
 
 
 class Journal:
-    """Notes finished ranges; :meth:`record` may be called from many threads.
+    """Notes finished ranges.
 
     Args:
         path: Where the journal lies; one that is there is replaced, with ``past`` in it.
@@ -143,7 +142,6 @@ class Journal:
         self._end = len(content)
         self._lines: list[bytes] = []
         self._unnoted = 0
-        self._writing, self._syncing = threading.Lock(), threading.Lock()
         self._last_sync = time.monotonic()
 
     def record(self, record: Record) -> None:
@@ -152,18 +150,13 @@ class Journal:
         Raises:
             ResourceError: If the note, or what it is about, cannot be kept.
         """
-        with self._writing:
-            self._lines.append(_line(record.to_json()))
-            self._written += 1
-            self._unnoted += record.count
-            if len(self._lines) >= _RANGES_TOGETHER or self._unnoted >= _ELEMENTS_TOGETHER:
-                self._note()
-        due = self._sync is not None and time.monotonic() - self._last_sync >= self._seconds
-        if due and self._syncing.acquire(blocking=False):
-            try:
-                self._synchronise()
-            finally:
-                self._syncing.release()
+        self._lines.append(_line(record.to_json()))
+        self._written += 1
+        self._unnoted += record.count
+        if len(self._lines) >= _RANGES_TOGETHER or self._unnoted >= _ELEMENTS_TOGETHER:
+            self._note()
+        if time.monotonic() - self._last_sync >= self._seconds:
+            self.synchronise()
 
     def synchronise(self) -> None:
         """Return when everything written so far is on the device, and noted to be, where anybody wants that.
@@ -171,18 +164,13 @@ class Journal:
         Raises:
             ResourceError: If it is not.
         """
-        with self._syncing:
-            self._synchronise()
-
-    def _synchronise(self) -> None:
         if self._sync is None:
             return
-        with self._writing:
-            written = self._written
+        # Taken before: of what is noted meanwhile nothing is known.
+        written = self._written
         self._sync()
-        with self._writing:
-            self._lines.append(_line({"synced": written}))
-            self._note()
+        self._lines.append(_line({"synced": written}))
+        self._note()
         with writing(self._path):
             self._files.sync(self._fd)
         self._last_sync = time.monotonic()
@@ -197,7 +185,7 @@ class Journal:
     def close(self) -> None:
         """Close the file; it stays."""
         # A disk that has no room for the last lines costs doing again what they are about, and has been told of.
-        with contextlib.suppress(ResourceError), self._writing:
+        with contextlib.suppress(ResourceError):
             self._note()
         with writing(self._path):
             self._files.close(self._fd)

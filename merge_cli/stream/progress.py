@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class Listener(Protocol):
-    """Is told how the work goes, from several threads at once."""
+    """Is told how the work goes."""
 
     def phase(self, name: str, nbytes: int) -> None:
         """A phase of the work begins in which ``nbytes`` are to be done."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from array import array
 from collections import Counter
 from collections.abc import Mapping
@@ -35,20 +34,18 @@ class StreamResult:
 
 @dataclass
 class Totals:
-    """The tallies of all ranges; :meth:`add` may be called from many threads."""
+    """The tallies of all ranges."""
 
     counts: Counter[str] = field(default_factory=Counter)
     _sums: dict[str, dict[str, array[float]]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, tensor: str, tally: Tally) -> None:
         """Take in what a range of a tensor has given."""
-        with self._lock:
-            self.counts.update(tally.counts)
-            if tally.sums:
-                own = self._sums.setdefault(tensor, {})
-                for key, values in tally.sums.items():
-                    own.setdefault(key, array("d")).extend(values)
+        self.counts.update(tally.counts)
+        if tally.sums:
+            own = self._sums.setdefault(tensor, {})
+            for key, values in tally.sums.items():
+                own.setdefault(key, array("d")).extend(values)
 
     def sums(self) -> dict[str, dict[str, float]]:
         """Add up what was summed over each tensor, exactly, so that the order of ranges does not change it."""

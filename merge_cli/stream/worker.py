@@ -1,4 +1,4 @@
-"""One thread's buffers: a block's inputs in float32, and its result on the way to disk."""
+"""One worker's buffers: a block's inputs in float32, and its result on the way to disk."""
 
 from __future__ import annotations
 

@@ -123,6 +123,10 @@ class Failing(Files):
         self._fail("pwrite")
         return super().pwrite(fd, view, offset)
 
+    def stat(self, fd: int) -> os.stat_result:
+        self._fail("stat")
+        return super().stat(fd)
+
     def reserve(self, fd: int, size: int) -> None:
         self._fail("reserve")
         super().reserve(fd, size)

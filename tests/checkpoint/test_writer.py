@@ -141,7 +141,7 @@ def test_a_later_shard_may_be_the_one_that_does_not_fit(tmp_path: Path) -> None:
     assert files.held == []
 
 
-@pytest.mark.parametrize("call", ["open_write", "pwrite"])
+@pytest.mark.parametrize("call", ["open_write", "stat", "pwrite"])
 def test_a_failing_disk_is_an_error_from_the_start(call: str, tmp_path: Path) -> None:
     files = Failing(EIO, [call])
     with pytest.raises(ResourceError, match=rf"^cannot write {tmp_path}/model.safetensors: Input/output error$"):

@@ -1,5 +1,6 @@
 """Inputs that are replaced, cut off or written to while a merge reads them."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from merge_cli.checkpoint import Files
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.run import examined, measure, merge
+from merge_cli.stream.forking import can_fork
 from tests.checkpoints import recipe_over, write_checkpoint
 
 # The header of this file is shorter than 200 bytes, and its tensor takes 400,000.
@@ -113,3 +115,26 @@ def test_a_file_that_is_only_touched_by_readers_has_not_changed(tmp_path: Path) 
     files = Changing(lambda: (path.read_bytes(), path.chmod(0o600), os.link(path, tmp_path / "link")), 3)
     merge(planned, tmp_path / "out", sync=False, files=files)
     assert files.left < 0
+
+
+@pytest.mark.skipif(not can_fork(), reason="workers are not forked on this system")
+@pytest.mark.parametrize("change", [replace, rewrite, grow, cut])
+def test_a_change_is_seen_too_where_workers_are_processes(change: Callable[[Path], None], tmp_path: Path) -> None:
+    for name in ("base", "one"):
+        write_checkpoint(tmp_path / name, {f"w{i}": torch.zeros(100_000) for i in range(4)})
+        os.utime(tmp_path / name / "model.safetensors", (1_000_000_000, 1_000_000_000))
+    planned = examined(build_plan(recipe_over(tmp_path, CONTENT), threads=2, memory=2**21))
+    path = tmp_path / "one" / "model.safetensors"
+
+    def change_once() -> None:
+        # Each process counts for itself, and the first to come so far changes the file.
+        with contextlib.suppress(FileExistsError):
+            (tmp_path / "changed").mkdir()
+            change(path)
+
+    assert planned.threads == 2
+    with pytest.raises(CheckpointError) as caught:
+        merge(planned, tmp_path / "out", sync=False, processes=True, files=Changing(change_once, 3))
+    assert str(path) in caught.value.message
+    assert (tmp_path / "changed").exists()
+    assert not (tmp_path / "out").exists()

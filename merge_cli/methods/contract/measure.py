@@ -41,7 +41,7 @@ class Measure:
     """A fold over blocks, in as many rounds as it takes; every round sees every block once, or a sample.
 
     ``combine`` must be exactly associative and commutative (integers, exact sums, collections whose order does not
-    matter), so that neither the cut into blocks nor threads change the result. It may reuse its first argument.
+    matter), so that neither the cut into blocks nor workers change the result. It may reuse its first argument.
 
     Attributes:
         needs: What ``fold`` reads of a block, where the method needs it too.
