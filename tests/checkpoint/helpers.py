@@ -131,10 +131,6 @@ class Failing(Files):
         self._fail("reserve")
         super().reserve(fd, size)
 
-    def stat(self, fd: int) -> os.stat_result:
-        self._fail("stat")
-        return super().stat(fd)
-
     def sync(self, fd: int) -> None:
         self._fail("sync")
         super().sync(fd)
