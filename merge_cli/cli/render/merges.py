@@ -43,7 +43,7 @@ def plan(
     facts.add_row("read", format_bytes(planned.read_bytes))
     facts.add_row("write", f"{format_bytes(planned.written_bytes)} in {len(planned.layout.shards)} file(s)")
     facts.add_row("hold", f"{format_bytes(planned.buffer_bytes)} of {format_bytes(planned.memory_bytes)} for buffers")
-    facts.add_row("work", f"{planned.threads} thread(s), {planned.block_numel} elements per block, {planned.device}")
+    facts.add_row("work", f"{planned.threads} worker(s), {planned.block_numel} elements per block, {planned.device}")
     console.print(facts)
     if found is not None:
         diagnostics(found.values)
