@@ -1,6 +1,7 @@
 """A merge that was stopped goes on where it was, gives the same bytes, and does not go on with what has changed."""
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -17,6 +18,7 @@ from merge_cli.errors import CheckpointError, MergeError, RecipeError, ResourceE
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport
 from merge_cli.run import examined, merge
+from merge_cli.stream.forking import can_fork
 from tests.checkpoints import write_checkpoint
 from tests.crash.cases import RECIPES, contents, planned, write_models
 from tests.crash.seam import Call, Seam, StopAfter, Stopped, is_block
@@ -73,6 +75,32 @@ def test_a_merge_that_is_stopped_again_and_again_gives_the_same_bytes(models: Pa
         with contextlib.suppress(Stopped):
             merge(planned(models, recipe, threads=1), out, files=StopAfter(writes))
     assert runs > 1
+    assert contents(out) == contents(tmp_path / "whole" / "out")
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+class HalfADisk(Files):
+    """Takes the first half of a file of weights, in whichever process."""
+
+    def pwrite(self, fd: int, view: memoryview, offset: int) -> int:
+        if offset > self.stat(fd).st_size / 2 > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().pwrite(fd, view, offset)
+
+
+@pytest.mark.skipif(not can_fork(), reason="workers are not forked on this system")
+@pytest.mark.parametrize("name", RECIPES)
+def test_workers_that_are_processes_stop_at_a_full_disk_and_go_on_to_the_same_bytes(
+    models: Path, tmp_path: Path, name: str
+) -> None:
+    plan = planned(models, RECIPES[name], threads=3)
+    assert plan.threads == 3
+    merge(plan, tmp_path / "whole" / "out")
+    out = tmp_path / "stopped" / "out"
+    with pytest.raises(ResourceError, match="No space left on device"):
+        merge(plan, out, processes=True, files=HalfADisk())
+    assert not out.exists()
+    merge(plan, out, processes=True)
     assert contents(out) == contents(tmp_path / "whole" / "out")
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
