@@ -30,6 +30,7 @@ import contextlib
 import functools
 import importlib
 import json
+import os
 import sys
 import threading
 import time
@@ -68,7 +69,7 @@ SEAMS = (
     ("merge_cli.stream.digests", "RunningDigests._advance", "hash"),
     ("merge_cli.checkpoint.files", "Files.sync", "write"),
     ("merge_cli.stream.journal", "Journal.record", "journal"),
-    ("merge_cli.stream.sanity", "examine", "look"),
+    ("merge_cli.run", "examine", "look"),
     ("threading", "Condition.wait", "wait"),
     ("threading", "Thread.join", "wait"),
     ("threading", "Thread.run", "rest"),
@@ -270,8 +271,9 @@ def main() -> None:
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
-        print(json.dumps(merge_here(options, options.inside)))
-        return
+        print(json.dumps(merge_here(options, options.inside)), flush=True)
+        # As the command ends: without taking the interpreter apart.
+        os._exit(0)
     found = profile(options)
     for name in found["missing"]:
         say(f"there is no {name} to wrap; its time counts as rest")
