@@ -6,13 +6,16 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from merge_cli.cli.merging import AsJson, Device, Memory, Overrides, RecipePath, ShardSize, Threads, make_plan
 from merge_cli.errors import RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from merge_cli.fisher import FisherReport
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -117,6 +120,10 @@ def measure(
         if measuring_folder(out).is_dir() and not quiet:
             typer.echo(f"what was summed so far is in {measuring_folder(out)}: the same command continues", err=True)
         raise
+    _tell(report, out, quiet=quiet, as_json=as_json)
+
+
+def _tell(report: FisherReport, out: Path, *, quiet: bool, as_json: bool) -> None:
     if as_json:
         content = {"out": str(out), "metadata": report.metadata, "ways": report.ways, "unusable": report.unusable}
         typer.echo(json.dumps(content | {"unmeasured": list(report.unmeasured), "warnings": list(report.warnings)}))
