@@ -41,13 +41,18 @@ class RunningDigests:
         Raises:
             ResourceError: If the system does not give back what was written.
         """
+        shard = self.note(place, start, count)
+        if shard.ready - shard.hashed >= _LEAST:
+            self._advance(shard, min(shard.ready, shard.hashed + _MOST))
+
+    def note(self, place: StoredTensor, start: int, count: int) -> _Shard:
+        """Take elements as written and hash nothing yet, so that work can begin."""
         shard = self._shards[str(place.file)]
         offset = place.offset + start * place.dtype.itemsize
         shard.written[offset] = offset + count * place.dtype.itemsize
         while shard.ready in shard.written:
             shard.ready = shard.written.pop(shard.ready)
-        if shard.ready - shard.hashed >= _LEAST:
-            self._advance(shard, min(shard.ready, shard.hashed + _MOST))
+        return shard
 
     def finish(self, *, threads: int) -> dict[str, str]:
         """Hash what is left and return file name -> SHA-256; call it when everything is written.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge_cli.checkpoint import Reader
-from merge_cli.methods.contract import Extent, Measured
+from merge_cli.methods.contract import Extent, Measure, Measured
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.allocator import crowds_memory, keep_large_buffers
 from merge_cli.stream.device import choose_device
@@ -24,7 +24,7 @@ from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.ranges import blocks, ranges
 from merge_cli.stream.result import StreamResult, diagnosis
 from merge_cli.stream.result import Totals as Tallies
-from merge_cli.stream.rounds import combined, first_state, fold, measure_alone, shares
+from merge_cli.stream.rounds import Share, combined, first_state, fold, measure_alone, shares
 from merge_cli.stream.stages import Chain
 from merge_cli.stream.work import as_memory_error
 from merge_cli.stream.worker import Sink, Worker
@@ -152,29 +152,30 @@ class _Engine:
         assert measure is not None
         state = first_state(self.chain, tasks, stage, measure)
         while not isinstance(state, Measured):
-            # What a worker has found, by its identity: its process's own, or the only one of its thread.
-            found: dict[int, Any] = {}
-
-            def folding(share: Any, state: Any = state, found: dict[int, Any] = found) -> Job[Worker, tuple[str, int]]:
-                def job(worker: Worker) -> tuple[str, int]:
-                    task, spans = share
-                    part = found.get(id(worker))
-                    found[id(worker)] = fold(self.chain, worker, stage, measure, state, share, part)
-                    for span in spans:
-                        worker.forget(task, span)
-                    return task.place.name, sum(count for _, count in spans)
-
-                return job
-
-            seen = shares(tasks, measure, state, self.plan.block_numel)
-            self.listener.phase("measuring", sum(count for _, spans in seen for _, count in spans))
-            parts = self.pool.run(
-                [folding(share) for share in seen],
-                lambda done: self.listener.advance(*done),
-                lambda worker, found=found: found.get(id(worker)),  # type: ignore[misc]
-            )
-            state = measure.finish(state, combined(measure, parts))
+            state = measure.finish(state, self._round(tasks, stage, measure, state))
         return state.value
+
+    def _round(self, tasks: Sequence[TensorTask], stage: int, measure: Measure, state: Any) -> Any:
+        """Return what one round of a measure has found in some tensors."""
+        # By the worker's identity: its process's own, or the only one of its thread.
+        found: dict[int, Any] = {}
+
+        def folding(share: Share) -> Job[Worker, tuple[str, int]]:
+            def job(worker: Worker) -> tuple[str, int]:
+                task, spans = share
+                found[id(worker)] = fold(self.chain, worker, stage, measure, state, share, found.get(id(worker)))
+                # One tensor is read again at once; what comes back only after all others is in their way.
+                for span in spans if len(tasks) > 1 else ():
+                    worker.forget(task, span)
+                return task.place.name, sum(count for _, count in spans)
+
+            return job
+
+        seen = shares(tasks, measure, state, self.plan.block_numel)
+        self.listener.phase("measuring", sum(count for _, spans in seen for _, count in spans))
+        jobs = [folding(share) for share in seen]
+        parts = self.pool.run(jobs, lambda done: self.listener.advance(*done), lambda worker: found.get(id(worker)))
+        return combined(measure, parts)
 
     # --- merging ------------------------------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class _Engine:
         if self.digests is not None:
             for name, spans in self.done.items():
                 for span in spans:
-                    self.digests.add(places[name], *span)
+                    self.digests.note(places[name], *span)
 
         def take(records: list[Record]) -> None:
             for record in records:
