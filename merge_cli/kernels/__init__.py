@@ -12,7 +12,7 @@ from merge_cli.kernels.quantile import Found, Search, first_search, gather, join
 from merge_cli.kernels.randomness import Key, keep_mask, make_key
 from merge_cli.kernels.spherical import slerp_coefficients
 from merge_cli.kernels.sums import GRAIN, divisor_of, exact_sums, grain_gram, grain_sums, sum_models, weighted_sum
-from merge_cli.kernels.trimming import drop_and_rescale, keep_at_least
+from merge_cli.kernels.trimming import keep_at_least
 
 __all__ = [
     "GRAIN",
@@ -23,7 +23,6 @@ __all__ = [
     "ZeroSum",
     "disjoint_merge",
     "divisor_of",
-    "drop_and_rescale",
     "elect_sign",
     "exact_sums",
     "first_search",

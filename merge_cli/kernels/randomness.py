@@ -15,6 +15,7 @@ Words on the CPU are computed by numpy, whose unsigned shifts and comparisons ta
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ Words = NDArray[np.uint32]
 # Bytes are taken from the lowest on, whatever the machine's order.
 _WORD = np.dtype("<u4")
 _BYTES = 4
+_HALF = 2**16
+_LOWER_HALVES = np.arange(_HALF, dtype=_WORD)
 # The multipliers of MurmurHash3's 32-bit finalizer.
 _FACTORS = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35))
 
@@ -39,6 +42,7 @@ class Key:
     second: int
 
 
+@lru_cache(maxsize=256)
 def make_key(*parts: str | int) -> Key:
     """Derive a key from what identifies a random vector: seed, model, tensor."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode("utf-8"), digest_size=8).digest()
@@ -87,21 +91,41 @@ def _own(key: Key) -> Key:
 
 def _draw(key: Key, low: int, first: int, rest: int, out: Tensor) -> None:
     begin, end = low // _BYTES, -(-(low + len(out)) // _BYTES)
-    drawn = random_words(key, np.arange(begin, end, dtype=_WORD)).view(np.uint8)[low - begin * _BYTES :][: len(out)]
+    drawn = words_of_run(key, begin, end).view(np.uint8)[low - begin * _BYTES :][: len(out)]
     kept = drawn < np.uint8(first)
-    tied = np.equal(drawn, np.uint8(first), out=drawn.view(np.bool_))
-    ties = true_indexes(tied)
-    kept[ties] = random_words(_own(key), (ties + low).astype(_WORD)) < np.uint32(rest)
+    if rest:
+        ties = true_indexes(np.equal(drawn, np.uint8(first), out=drawn.view(np.bool_)))
+        kept[ties] = random_words(_own(key), (ties + low).astype(_WORD)) < np.uint32(rest)
     np.copyto(out.numpy(), kept)
 
 
 def random_words(key: Key, indexes: Words) -> Words:
     """Return a uniformly distributed unsigned 32-bit word for each index, in its place."""
-    words, shifted = indexes, np.empty_like(indexes)
-    words ^= np.uint32(key.first)
-    words ^= np.right_shift(words, 16, out=shifted)
+    indexes ^= np.uint32(key.first)
+    indexes ^= indexes >> np.uint32(16)
+    return _mixed(indexes, key.second)
+
+
+def words_of_run(key: Key, begin: int, end: int) -> Words:
+    """Return the words of all indexes from ``begin`` to ``end``.
+
+    Indexes that have the upper half in common have all in common that the first xor and the first shift change: there
+    both are one xor with a constant.
+    """
+    words = np.empty(end - begin, dtype=_WORD)
+    for at in range(begin - begin % _HALF, end, _HALF):
+        changed = at ^ key.first
+        start, stop = max(at, begin), min(at + _HALF, end)
+        low = _LOWER_HALVES[start - at : stop - at]
+        np.bitwise_xor(low, np.uint32(changed ^ changed >> 16), out=words[start - begin : stop - begin])
+    return _mixed(words, key.second)
+
+
+def _mixed(words: Words, second: int) -> Words:
+    """Do what follows the finalizer's first shift, in place."""
+    shifted = np.empty_like(words)
     words *= _FACTORS[0]
-    words ^= np.uint32(key.second)
+    words ^= np.uint32(second)
     words ^= np.right_shift(words, 13, out=shifted)
     words *= _FACTORS[1]
     words ^= np.right_shift(words, 16, out=shifted)

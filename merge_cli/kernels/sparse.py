@@ -19,5 +19,5 @@ def true_indexes(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
     eights = mask[:whole].view(np.uint64)
     places = np.flatnonzero(eights != 0)
     inside = np.flatnonzero(eights[places].view(np.bool_))
-    found = places[inside // _EIGHT] * _EIGHT + inside % _EIGHT
+    found = (places[inside >> 3] << 3) + (inside & 7)
     return found if whole == len(mask) else np.concatenate([found, np.flatnonzero(mask[whole:]) + whole])

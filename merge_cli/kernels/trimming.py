@@ -1,4 +1,4 @@
-"""Setting entries of task vectors to zero, by magnitude or by a mask."""
+"""Setting entries of task vectors to zero by magnitude."""
 
 import math
 from collections.abc import Sequence
@@ -33,24 +33,3 @@ def keep_at_least(delta: Tensor, thresholds: Sequence[float]) -> Tensor:
             below = float(np.nextafter(np.float32(threshold), np.float32(0)))
             torch.ops.aten.hardshrink.out(row, below, out=out)
     return kept
-
-
-def drop_and_rescale(delta: Tensor, keep: Tensor, factors: Sequence[float]) -> Tensor:
-    """Zero the entries that ``keep`` does not select and multiply each row's survivors by its factor.
-
-    Args:
-        delta: Task vectors, shape ``(n, numel)``.
-        keep: Ones and zeros of the same shape and dtype; overwritten.
-        factors: One per row; DARE's is 1 / density.
-
-    Returns:
-        ``keep``, with the result in it.
-
-    Source:
-        DARE, Yu et al. 2023, equation 1, arXiv 2311.03099.
-    """
-    dropped = keep.mul_(delta)
-    for row, factor in zip(dropped, factors, strict=True):
-        if factor != 1.0:
-            row.mul_(factor)
-    return dropped

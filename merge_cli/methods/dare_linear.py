@@ -19,7 +19,7 @@ from merge_cli.methods.contract import (
     setting,
     unusual_task_weights,
 )
-from merge_cli.methods.prepare.dare import Rescale, drop_at_random, measure_l1
+from merge_cli.methods.prepare.dare import Rescale, drop_at_random, measure_l1, rescaling
 
 
 class DareLinearParams(Params):
@@ -37,9 +37,9 @@ class DareLinearParams(Params):
 def dare_linear(block: Block, params: DareLinearParams) -> Tensor:
     """Return θ₀ + λ sum_i w_i times the randomly dropped, rescaled task vectors."""
     divisor = divisor_of(params.weight) if params.normalize else 1.0
-    scaled = [params.scale * weight / divisor for weight in params.weight]
-    dropped = drop_at_random(block, list(params.density), params.rescale)
-    return weighted_sum(dropped, scaled).add_(block.base)
+    factors = rescaling(block, params.density, params.rescale)
+    scaled = [params.scale * weight * factor / divisor for weight, factor in zip(params.weight, factors, strict=True)]
+    return weighted_sum(drop_at_random(block, params.density), scaled).add_(block.base)
 
 
 def measure_rescale(params: DareLinearParams) -> Measure | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from merge_cli.kernels import Election, ZeroSum, disjoint_merge
 from merge_cli.methods.contract import Block, Method, Need, setting
 from merge_cli.methods.dare_linear import DareLinearParams, caution, measure_rescale
-from merge_cli.methods.prepare.dare import drop_at_random
+from merge_cli.methods.prepare.dare import drop_at_random, rescaling
 
 
 class DareTiesParams(DareLinearParams):
@@ -21,7 +21,9 @@ class DareTiesParams(DareLinearParams):
 
 def dare_ties(block: Block, params: DareTiesParams) -> Tensor:
     """Return θ₀ + λ times the disjoint merge of the randomly dropped, rescaled, weighted task vectors."""
-    weighted = drop_at_random(block, list(params.density), params.rescale).mul_(block.column(params.weight))
+    factors = rescaling(block, params.density, params.rescale)
+    scaled = [weight * factor for weight, factor in zip(params.weight, factors, strict=True)]
+    weighted = drop_at_random(block, params.density).mul_(block.column(scaled))
     merged = disjoint_merge(
         weighted, params.weight, by=params.elect, zero_sum=params.zero_sum, normalize=params.normalize
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from merge_cli.kernels import Key, keep_mask, make_key
-from merge_cli.kernels.randomness import Words, _draw, _draw_by_torch, _signed_words, random_words
+from merge_cli.kernels.randomness import Words, _draw, _draw_by_torch, _signed_words, random_words, words_of_run
 from tests import oracle
 
 CPU = torch.device("cpu")
@@ -59,6 +59,18 @@ def test_masks_are_those_of_the_reference_at_every_density(density: float) -> No
     got = mask(5, 0, "x", density=density, numel=3000)
     assert got.dtype == torch.float32
     assert got.tolist() == oracle.keep_mask((5, 0, "x"), 3000, density)
+
+
+@pytest.mark.parametrize("begin", [0, 1, 65_535, 65_536, 2**30 - 9])
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_words_of_a_run_are_those_of_the_reference(begin: int, count: int) -> None:
+    expected = [oracle.random_word((1, "w"), index) for index in range(begin, begin + count)]
+    assert words_of_run(make_key(1, "w"), begin, begin + count).tolist() == expected
+
+
+def test_words_of_a_run_of_several_upper_halves_are_those_of_each_index() -> None:
+    begin, end = 3 * 2**16 - 5, 6 * 2**16 + 5
+    assert words_of_run(make_key(2), begin, end).tolist() == words(make_key(2), numel=end - begin, start=begin).tolist()
 
 
 def test_every_word_occurs_once_for_every_index() -> None:

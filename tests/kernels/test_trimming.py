@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge_cli.kernels import drop_and_rescale, keep_at_least
+from merge_cli.kernels import keep_at_least
 
 SMALLEST = 2.0**-149
 
@@ -57,28 +57,13 @@ def test_trimming_twice_is_trimming_once() -> None:
     assert torch.equal(keep_at_least(once, [0.4, 2.0]), once)
 
 
-def test_survivors_of_a_drop_are_multiplied_by_their_row_s_factor() -> None:
-    delta = torch.tensor([[1.0, -2.0, 3.0], [1.0, -2.0, 3.0]])
-    keep = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
-    assert drop_and_rescale(delta, keep, [4.0, 0.5]).tolist() == [[4.0, 0.0, 12.0], [0.0, -1.0, 0.0]]
-
-
-def test_a_drop_that_keeps_everything_changes_no_bit() -> None:
-    delta = torch.tensor([[0.1, -0.0, SMALLEST]])
-    kept = drop_and_rescale(delta, torch.ones(1, 3), [1.0])
-    assert torch.equal(kept.view(torch.int32), delta.view(torch.int32))
-
-
 def test_rows_and_thresholds_must_match() -> None:
     with pytest.raises(ValueError, match="zip"):
         keep_at_least(torch.ones(2, 3), [1.0])
-    with pytest.raises(ValueError, match="zip"):
-        drop_and_rescale(torch.ones(2, 3), torch.ones(2, 3), [1.0])
 
 
 def test_the_task_vectors_stay_as_they_are() -> None:
     delta = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     keep_at_least(delta, [0.0, 3.5])
-    drop_and_rescale(delta, torch.zeros(2, 2), [2.0, 2.0])
     assert delta._version == 0
     assert delta.tolist() == [[1.0, 2.0], [3.0, 4.0]]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import drop_and_rescale, grain_sums
+from merge_cli.kernels import grain_sums
 from merge_cli.methods.contract import Block, Extent, Measure, Need, Params, Step, Totals, measure_sums
 
 Rescale = bool | Literal["l1"]
@@ -25,22 +26,31 @@ class DareParams(Params):
 
 def dare(block: Block, params: DareParams) -> Tensor:
     """Drop entries of the deltas with probability ``drop_rate`` and rescale the rest."""
-    return drop_at_random(block, [1 - params.drop_rate] * block.n, params.rescale)
+    density = [1 - params.drop_rate] * block.n
+    return drop_at_random(block, density).mul_(block.column(rescaling(block, density, params.rescale)))
 
 
-def drop_at_random(block: Block, density: list[float], rescale: Rescale) -> Tensor:
-    """Return the deltas with entries dropped at random, shape ``(n, numel)``.
+def drop_at_random(block: Block, density: Sequence[float]) -> Tensor:
+    """Return the deltas with entries dropped at random and none rescaled, shape ``(n, numel)``.
+
+    Args:
+        block: The block.
+        density: Probability of keeping an entry, per model; 1 is no change at all, 0 leaves zeros.
+    """
+    return block.keep_mask(density).mul_(block.deltas)
+
+
+def rescaling(block: Block, density: Sequence[float], rescale: Rescale) -> list[float]:
+    """Return what the entries that were kept are multiplied with, per model.
 
     Args:
         block: Its ``measured`` must come from :func:`measure_l1` where ``rescale`` is ``l1``.
-        density: Probability of keeping an entry, per model; 1 is no change at all, 0 leaves zeros.
-        rescale: How survivors are scaled.
+        density: Probability of keeping an entry, per model.
+        rescale: How they are scaled.
     """
     if rescale == "l1":
-        factors = [before / after if after > 0 else 1.0 for before, after in block.measured]
-    else:
-        factors = [1 / kept if rescale and kept > 0 else 1.0 for kept in density]
-    return drop_and_rescale(block.deltas, block.keep_mask(density), factors)
+        return [before / after if after > 0 else 1.0 for before, after in block.measured]
+    return [1 / kept if rescale and kept > 0 else 1.0 for kept in density]
 
 
 def measure_l1(density_of: Any) -> Measure:
@@ -55,7 +65,8 @@ def measure_l1(density_of: Any) -> Measure:
 
     def sums(block: Block, params: Any) -> Tensor:
         magnitude = block.deltas.abs()
-        return grain_sums(torch.vstack([magnitude, magnitude * block.keep_mask(density_of(params, block.n))]))
+        kept = drop_at_random(block, density_of(params, block.n)).abs_()
+        return grain_sums(torch.vstack([magnitude, kept]))
 
     def value(totals: Totals, params: Any, norms: list[float]) -> list[tuple[float, float]]:
         return list(zip(norms[: totals.n], norms[totals.n :], strict=True))
