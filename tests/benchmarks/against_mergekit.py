@@ -4,7 +4,8 @@
 
 Checkpoints and mergekit's virtual environment are made in ``--work`` where they are missing. Every method is run once
 by each tool to warm up, which also fills the page cache, then ``--runs`` times by each in alternation; outputs are
-removed in between. Seconds are wall time from start to end of the process, peak memory its largest resident set.
+removed in between. Seconds are wall time from start to end of the process. Peak memory is that of the first run, which
+is not timed: what all processes of a tool take together is looked at 50 times a second, and looking takes time.
 
 * merge-cli runs as ``merge-cli merge RECIPE OUT --no-fsync --json``: mergekit does not wait for the device either.
 * mergekit runs as ``mergekit-yaml RECIPE OUT``, all flags at their defaults. The checkpoints carry a small tokenizer,
@@ -30,6 +31,7 @@ from tests.benchmarks import peer
 from tests.benchmarks.cases import CASES, DEFAULT_CASES, Case, Family, needs_fishers
 from tests.benchmarks.measuring import (
     DEFAULT_WORK,
+    OFTEN,
     Run,
     describe,
     floor_seconds,
@@ -60,6 +62,7 @@ class Comparison:
         name: Of the case.
         input_bytes: Size of the weight files read.
         output_bytes: Size of the weight files written.
+        peaks: Tool -> its peak memory in bytes.
         runs: Tool -> its runs.
         merging_seconds: Of merge-cli's runs, without start-up.
         floor: Seconds of the floor, one per run.
@@ -68,6 +71,7 @@ class Comparison:
     name: str
     input_bytes: int
     output_bytes: int = 0
+    peaks: dict[str, int] = field(default_factory=dict)
     runs: dict[str, list[Run]] = field(default_factory=dict)
     merging_seconds: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
@@ -76,16 +80,12 @@ class Comparison:
         """Return the seconds of a tool's runs."""
         return [run.seconds for run in self.runs[tool]]
 
-    def peak(self, tool: str) -> float:
-        """Return the median of a tool's peak memory in bytes."""
-        return median([run.peak_bytes for run in self.runs[tool]])
-
     def ratios(self) -> tuple[float, float] | None:
         """Return how many times faster merge-cli is, and how many times less memory it takes; None without a peer."""
         if THEIRS not in self.runs:
             return None
         seconds = median(self.seconds(THEIRS)) / median(self.seconds(OURS))
-        return seconds, self.peak(THEIRS) / self.peak(OURS)
+        return seconds, self.peaks[THEIRS] / self.peaks[OURS]
 
     @property
     def rate(self) -> float:
@@ -101,7 +101,7 @@ class Comparison:
             "output_bytes": self.output_bytes,
             "runs": {tool: [run.to_json() for run in runs] for tool, runs in self.runs.items()},
             "median_seconds": {tool: median(self.seconds(tool)) for tool in self.runs},
-            "peak_bytes": {tool: self.peak(tool) for tool in self.runs},
+            "peak_bytes": self.peaks,
             "bytes_per_second": self.rate,
             "merging_seconds": self.merging_seconds,
             "floor_seconds": self.floor,
@@ -127,10 +127,13 @@ def compare(name: str, family: Family, mergekit: Path | None, runs: int, scratch
     found = Comparison(name, size_of(inputs), runs={tool: [] for tool in commands})
     for number in range(runs + 1):
         for tool, command in commands.items():
-            measured = run(command)
+            measured = run(command, look_every=None if number else OFTEN)
             if number:
                 found.runs[tool].append(measured)
-                say(f"{name}: {tool} {measured.seconds:.2f} s, {megabytes(measured.peak_bytes)} MB")
+                say(f"{name}: {tool} {measured.seconds:.2f} s")
+            else:
+                found.peaks[tool] = measured.peak_bytes
+                say(f"{name}: {tool} {megabytes(measured.peak_bytes)} MB")
             if number and tool == OURS:
                 outputs = weight_files(out)
                 found.output_bytes = size_of(outputs)
@@ -165,7 +168,7 @@ def rows(found: list[Comparison]) -> list[list[str]]:
     lines = []
     for each in found:
         ratios = each.ratios()
-        theirs = [spread(each.seconds(THEIRS)), megabytes(each.peak(THEIRS))] if ratios else ["", ""]
+        theirs = [spread(each.seconds(THEIRS)), megabytes(each.peaks[THEIRS])] if ratios else ["", ""]
         times = [f"{ratio:.1f}x" for ratio in ratios] if ratios else ["", ""]
         lines.append(
             [
@@ -173,7 +176,7 @@ def rows(found: list[Comparison]) -> list[list[str]]:
                 spread(each.seconds(OURS)),
                 theirs[0],
                 times[0],
-                megabytes(each.peak(OURS)),
+                megabytes(each.peaks[OURS]),
                 theirs[1],
                 times[1],
                 f"{each.rate / 1e9:.2f}",

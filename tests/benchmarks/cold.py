@@ -178,7 +178,7 @@ def measure(case: Case, family: Family, flags: Sequence[str]) -> Cold:
     with scratch_folder(family.folder) as scratch:
         recipe, out = case.write(scratch / "recipe.yml", family), scratch / "out"
         before = cached_bytes(inputs), memory("Cached")
-        done = run([merge_cli(), "merge", recipe, out, "--json", *flags])
+        done = run([merge_cli(), "merge", recipe, out, "--json", *flags], look_every=1)
         after = cached_bytes(inputs), cached_bytes(files_of([out])), memory("Cached")
         merging = json.loads(done.output)["seconds"]
         sizes = size_of(weights), size_of(weight_files(out))

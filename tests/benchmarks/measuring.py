@@ -25,7 +25,8 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "merge-cli-benchmarks"
-_LOOK_SECONDS = 0.02
+# How often to look at the memory of a process that is not timed.
+OFTEN = 0.02
 _BLOCK = 512  # The unit of Linux's counts of blocks, whatever the disk's own is.
 
 
@@ -37,8 +38,8 @@ class Run:
         began: When it was started, in seconds of ``time.perf_counter``, which processes of a machine share.
         ended: When it was gone.
         cpu_seconds: Processor time, over all its threads.
-        peak_bytes: Largest resident set; where a program starts others and that is more, what all together took of the
-            memory at a time, a page that several have counted once (Linux, looked at every 20 ms).
+        peak_bytes: Largest resident set of one process; where it was looked for and is more, what a program and those
+            that it started took of the memory together, a page that several have counted once (Linux).
         disk_read_bytes: What had to come from a disk, not from the page cache (Linux; other systems count calls).
         disk_written_bytes: What it wrote that is bound for a disk (Linux, likewise).
         output: What it printed, empty where that was not kept.
@@ -68,8 +69,14 @@ class Run:
         }
 
 
-def run(command: Sequence[str | Path], *, keep_output: bool = True) -> Run:
+def run(command: Sequence[str | Path], *, keep_output: bool = True, look_every: float | None = None) -> Run:
     """Run a command to its end and measure it.
+
+    Args:
+        command: The command.
+        keep_output: Whether to return what it prints.
+        look_every: Seconds after which to look again at what it takes together with the processes that it starts. A
+            look takes some ten milliseconds of a processor for each process, so a run that is timed is not looked at.
 
     Raises:
         SystemExit: If it fails; shows the end of what it said.
@@ -83,7 +90,7 @@ def run(command: Sequence[str | Path], *, keep_output: bool = True) -> Run:
         began = time.perf_counter()
         process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=errors, env=environment,
                                    cwd=ROOT)  # fmt: skip
-        with _watched(process.pid) as together:
+        with _watched(process.pid, look_every) as together:
             _, status, usage = os.wait4(process.pid, 0)
         ended = time.perf_counter()
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -97,13 +104,16 @@ def run(command: Sequence[str | Path], *, keep_output: bool = True) -> Run:
 
 
 @contextlib.contextmanager
-def _watched(pid: int) -> Iterator[list[int]]:
+def _watched(pid: int, look_every: float | None) -> Iterator[list[int]]:
     """Yield a list that collects what a process and its children take together, for as long as it has children."""
     seen: list[int] = []
+    if look_every is None:
+        yield seen
+        return
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(_LOOK_SECONDS):
+        while not over.wait(look_every):
             with contextlib.suppress(OSError):
                 children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
                 if children:

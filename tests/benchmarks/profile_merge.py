@@ -43,6 +43,7 @@ from unittest import mock
 
 from tests.benchmarks.measuring import (
     DEFAULT_WORK,
+    OFTEN,
     describe,
     machine,
     megabytes,
@@ -234,18 +235,25 @@ def merge_here(options: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 def profile(options: argparse.Namespace) -> dict[str, Any]:
     """Merge twice, each time in a new process, and return what the phases of the second took."""
-    facts = machine()
+    facts, peak = machine(), 0
     with scratch_folder(options.work.resolve()) as scratch:
         for attempt in ("warm-up", "measured"):
             command = [sys.executable, "-m", "tests.benchmarks.profile_merge", options.recipe.resolve()]
             command += ["--inside", scratch / attempt, "--memory", options.memory]
             command += ["--threads", str(options.threads)] if options.threads else []
-            done = run(command)
+            # Looking takes time, so it is the first whose memory is looked at.
+            done = run(command, look_every=OFTEN if attempt == "warm-up" else None)
+            peak = peak or done.peak_bytes
     found: dict[str, Any] = json.loads(done.output)
     start_up = found["phases"]["start-up"]["main"]
     start_up["seconds"] += found.pop("first_line") - done.began
     found["phases"]["exit"]["main"] |= {"seconds": done.ended - found.pop("last_line"), "calls": 1}
-    return {"machine": facts, "recipe": str(options.recipe), **found, "whole_process": done.to_json()}
+    return {
+        "machine": facts,
+        "recipe": str(options.recipe),
+        **found,
+        "whole_process": done.to_json() | {"peak_bytes": peak},
+    }
 
 
 def rows(found: dict[str, Any]) -> list[list[str]]:

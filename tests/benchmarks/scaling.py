@@ -3,7 +3,8 @@
     python -m tests.benchmarks.scaling [--series sizes models threads tensors] [--method linear] [--runs 3]
 
 Whole merge-cli processes on synthetic checkpoints, which are made in ``--work`` where they are missing (all four series
-keep 30 GB there), without fsync, page cache warm: each point is run once to warm up, then ``--runs`` times.
+keep 30 GB there), without fsync, page cache warm: each point is run once to warm up and to look at its memory, then
+``--runs`` times to take its time.
 
 * sizes: 60m to 1.5b, three models
 * models: 2 to 16 of 60m
@@ -26,6 +27,7 @@ from typing import Any
 from tests.benchmarks.cases import CASES, Family
 from tests.benchmarks.measuring import (
     DEFAULT_WORK,
+    OFTEN,
     Run,
     describe,
     machine,
@@ -65,6 +67,7 @@ class Measured:
 
     point: Point
     nbytes: int
+    peak: int
     runs: list[Run]
     merging_seconds: list[float]
 
@@ -72,11 +75,6 @@ class Measured:
     def seconds(self) -> list[float]:
         """Wall time of the runs."""
         return [run.seconds for run in self.runs]
-
-    @property
-    def peak(self) -> float:
-        """Median of the peak memory."""
-        return median([run.peak_bytes for run in self.runs])
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
@@ -124,11 +122,13 @@ def measure(point: Point, method: str, runs: int, work: Path) -> Measured:
         recipe, out = case.write(scratch / "recipe.yml", family), scratch / "out"
         for number in range(runs + 1):
             remove(out)
-            latest = run([merge_cli(), "merge", recipe, out, "--no-fsync", "--json", *point.flags])
-            done += [latest] if number else []
+            # The first run warms up, and is the one whose memory is looked at: looking takes time.
+            command = [merge_cli(), "merge", recipe, out, "--no-fsync", "--json", *point.flags]
+            done.append(run(command, look_every=None if number else OFTEN))
         files = [file for checkpoint in (*case.inputs(family), out) for file in weight_files(checkpoint)]
         nbytes = size_of(files)
-    found = Measured(point, nbytes, done, [json.loads(each.output)["seconds"] for each in done])
+    warm_up, *done = done
+    found = Measured(point, nbytes, warm_up.peak_bytes, done, [json.loads(each.output)["seconds"] for each in done])
     say(f"{point.series} {point.value}: {spread(found.seconds)} s, {megabytes(found.peak)} MB")
     return found
 
