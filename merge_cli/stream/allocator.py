@@ -34,12 +34,13 @@ def keep_large_buffers() -> bool:
 
 
 def crowds_memory(plan: MergePlan) -> bool:
-    """Whether the files of a merge take more than half the memory that the system could give them.
+    """Whether the files of a merge take more than three quarters of the memory that the system could give them.
 
-    Kept in memory they would push out everyone else's, and be gone themselves before a second merge could use them.
+    Kept in memory they would push out everyone else's, and be gone themselves before they are read a second time, by
+    this merge or the next.
     """
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB$", _MEMORY.read_text(encoding="ascii"), flags=re.MULTILINE)
     except OSError:
         return False
-    return found is not None and plan.read_bytes + plan.written_bytes > int(found[1]) * 1024 // 2
+    return found is not None and 4 * (plan.read_bytes + plan.written_bytes) > 3 * int(found[1]) * 1024

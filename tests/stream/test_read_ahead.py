@@ -58,8 +58,8 @@ def test_what_would_crowd_the_memory_is_dropped_behind(tmp_path: Path, monkeypat
     assert shard.index("forget") > len(shard) - 1 - shard[::-1].index("sync")
 
 
-@pytest.mark.parametrize(("nbytes", "crowds"), [(512_001, True), (512_000, False)])
-def test_half_the_memory_that_is_there_may_be_filled(
+@pytest.mark.parametrize(("nbytes", "crowds"), [(768_001, True), (768_000, False)])
+def test_three_quarters_of_the_memory_that_is_there_may_be_filled(
     nbytes: int, crowds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:       9999999 kB\nMemAvailable:      1000 kB\nBuffers: 5 kB\n")
