@@ -239,7 +239,8 @@ def _narrowed(search: Bracket, tally: Tally) -> Bracket | float:
     if tally.counts is None:
         if rank > len(tally.inside):
             return Bracket(search.rank, 0, search.low)
-        return threshold_of(search.low + int(_largest(_as_tensor(tally.inside), [rank])[0]))
+        # Few values make up all of it, which numpy's partition takes ten to thirty times as long for as its sort.
+        return threshold_of(search.low + int(np.sort(tally.inside)[-rank]))
     from_largest = tally.bin_all().flip(0).cumsum(0) if tally.inside else tally.counts.flip(0).cumsum(0)
     if rank > int(from_largest[-1]):
         return Bracket(search.rank, 0, search.low)
