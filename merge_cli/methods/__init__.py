@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from merge_cli.errors import RecipeError, did_you_mean
 from merge_cli.methods import prepare
@@ -22,7 +22,7 @@ _GROUP = "merge_cli.methods"
 def method_names() -> tuple[str, ...]:
     """Return the names of all methods, in alphabetical order."""
     ours = {module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg}
-    return tuple(sorted(ours | {entry.name for entry in entry_points(group=_GROUP)}))
+    return tuple(sorted(ours | _outside().keys()))
 
 
 @cache
@@ -43,11 +43,17 @@ def find_method(name: str) -> Method:
             f"merge_method: there is no method '{name}'",
             hint=did_you_mean(name, method_names()) or f"there are {', '.join(method_names())}",
         )
-    outside = entry_points(group=_GROUP, name=name)
-    found = next(iter(outside)).load() if outside else importlib.import_module(f"{__name__}.{name}").METHOD
+    outside = _outside().get(name)
+    found = outside.load() if outside else importlib.import_module(f"{__name__}.{name}").METHOD
     if not isinstance(found, Method):
         raise TypeError(f"the entry point '{name}' in group {_GROUP} is not a Method but {type(found).__name__}")
     return found
+
+
+@cache
+def _outside() -> dict[str, EntryPoint]:
+    """Return the methods that other packages register; looking through all that is installed takes milliseconds."""
+    return {entry.name: entry for entry in entry_points(group=_GROUP)}
 
 
 def find_step(name: str) -> Step:

@@ -14,6 +14,7 @@ from merge_cli.errors import RecipeError, count_of, did_you_mean, printable
 from merge_cli.methods import find_method, find_step, method_names, step_names
 from merge_cli.methods.contract import Method, is_per_model
 from merge_cli.recipe.document import Document, Place, parse_yaml
+from merge_cli.recipe.overrides import apply_override
 from merge_cli.recipe.schema import Exclusion, ModelEntry, Origin, Recipe
 from merge_cli.recipe.source import read_text
 
@@ -82,7 +83,7 @@ def parse_recipe(
     if len(data) > _MOST_KEYS:
         raise RecipeError(f"{name} has {len(data)} keys, more than any recipe", hint="is it the right file?")
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     origin = Origin(name, text, folder or Path.cwd(), tuple(overrides), document.lines)
     _refuse_dtype(data, origin)
     _refuse_unsupported(data, origin)
@@ -113,43 +114,6 @@ def check_recipe(recipe: Recipe) -> Recipe:
     warnings = (*origin.warnings, *_check_parameters(recipe, method, origin))
     _check_prepare(recipe, origin)
     return recipe.with_origin(replace(origin, warnings=tuple(dict.fromkeys(warnings))))
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Change one value of a recipe's data in place."""
-    place, equals, text = override.partition("=")
-    if not equals or not all(place.split(".")):
-        raise RecipeError(f"--set {override}: expected place=value, such as models.0.parameters.weight=0.3")
-    try:
-        value = parse_yaml(text, "the value").data
-    except RecipeError as error:
-        raise RecipeError(f"--set {override}: '{text}' is not a YAML value") from error
-    *parents, last = place.split(".")
-    at: Any = data
-    for key in parents:
-        at = _child(at, key, override)
-    if isinstance(at, list):
-        at[_position(at, last, override)] = value
-    else:
-        at[last] = value
-
-
-def _child(at: Any, key: str, override: str) -> Any:
-    if isinstance(at, list):
-        found = at[_position(at, key, override)]
-    else:
-        found = at.get(key)
-        if found is None:
-            found = at[key] = {}
-    if not isinstance(found, (dict, list)):
-        raise RecipeError(f"--set {override}: '{key}' is a single value; there is nothing inside it")
-    return found
-
-
-def _position(items: list[Any], key: str, override: str) -> int:
-    if not key.isdecimal() or len(key) > 9 or int(key) >= len(items):
-        raise RecipeError(f"--set {override}: '{key}' is not a position in a list of {len(items)}, 0 first")
-    return int(key)
 
 
 def _check_holders(data: dict[str, Any], document: Document, origin: Origin) -> Iterator[str]:
@@ -252,7 +216,6 @@ def _explained(error: ValidationError, origin: Origin) -> RecipeError:
 def _check_parameters(recipe: Recipe, method: Method, origin: Origin) -> Iterator[str]:
     """Refuse parameters that no method has; yield a warning for each that is not used where it stands."""
     fields = {field.alias or name: field for name, field in method.params.model_fields.items()}
-    others = {key for name in method_names() for key in _keys(find_method(name).params)} | _ELSEWHERE
     places: list[tuple[Place, Iterable[str]]] = [(("parameters",), recipe.parameters)]
     places += [(("models", i, "parameters"), entry.parameters) for i, entry in enumerate(recipe.models)]
     for place, names in places:
@@ -262,13 +225,18 @@ def _check_parameters(recipe: Recipe, method: Method, origin: Origin) -> Iterato
                 if len(place) > 1 and not is_per_model(fields[name]):
                     yield f"{at}: {name} counts for all models, so only in the recipe's parameters; it is not used here"
                 continue
-            if name not in others:
+            if name not in _all_parameters():
                 guess = did_you_mean(name, fields)
                 raise RecipeError(
                     f"{at}: {recipe.merge_method} has no such parameter",
                     hint=f"{guess + ' ' if guess else ''}{recipe.merge_method} takes {', '.join(sorted(fields))}",
                 )
             yield f"{at}: {recipe.merge_method} has no such parameter; it is not used"
+
+
+def _all_parameters() -> frozenset[str]:
+    """Return the parameters of any method; to look, every method must be imported."""
+    return _ELSEWHERE.union(*(_keys(find_method(name).params) for name in method_names()))
 
 
 def _check_prepare(recipe: Recipe, origin: Origin) -> None:

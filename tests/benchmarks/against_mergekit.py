@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,17 @@ def _commands(
 
 
 def start_up(family: Family, runs: int, scratch: Path) -> dict[str, list[float]]:
-    """Measure what merge-cli takes before any work: ``--help``, and ``plan`` of task arithmetic; in seconds."""
+    """Measure what merge-cli takes before any work, in seconds.
+
+    That is ``--help``, ``plan`` of task arithmetic, and the least that a program can take that uses torch: to import it
+    with garbage collection off, and to end without taking the interpreter apart.
+    """
     recipe = CASES["task_arithmetic"].write(scratch / "recipe.yml", family)
-    commands = {"--help": [merge_cli(), "--help"], "plan": [merge_cli(), "plan", recipe]}
+    commands: dict[str, list[Path | str]] = {
+        "--help": [merge_cli(), "--help"],
+        "plan": [merge_cli(), "plan", recipe],
+        "import torch": [sys.executable, "-c", "import gc, os; gc.disable(); import torch; os._exit(0)"],
+    }
     for command in commands.values():
         run(command)
     return {name: [run(command).seconds for _ in range(runs)] for name, command in commands.items()}

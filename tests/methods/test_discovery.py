@@ -20,7 +20,7 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
     def entry_points(**wanted: str) -> EntryPoints:
         return EntryPoints(registered).select(**wanted)
 
-    caches = (methods.method_names, methods.step_names, methods.find_method)
+    caches = (methods.method_names, methods.step_names, methods.find_method, methods._outside)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setattr(methods, "entry_points", entry_points)
