@@ -71,7 +71,7 @@ class SystemCalls:
 
     def expect(self, fd: int, offset: int, count: int) -> None:
         """Tell the system that bytes of a file are about to be read, so that it begins to."""
-        if hasattr(os, "posix_fadvise") and not _is_cached(fd, offset + count - 1):
+        if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, offset, count, os.POSIX_FADV_WILLNEED)
 
     def forget(self, fd: int, offset: int, count: int) -> None:
@@ -134,16 +134,3 @@ class SystemCalls:
     def free(self, folder: Path) -> int:
         """Return how many bytes the file system of a folder has free for this user."""
         return shutil.disk_usage(folder).free
-
-
-def _is_cached(fd: int, offset: int) -> bool:
-    """Whether a byte of a file is in memory; False where the system cannot say.
-
-    To ask costs a hundredth of what it costs the system to look for every page of a range that is all there.
-    """
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    try:
-        return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except OSError:
-        return False
