@@ -5,6 +5,10 @@ start at multiples of :data:`GRAIN`, because only the last few elements of a ten
 Matrix products do not (BLAS picks its code by size), and neither do sums over the first dimension (torch picks their
 order by shape), so sums over models are written as chains of ``add_``. Sums over elements are taken grain by grain in
 float64 and added up exactly.
+
+Nothing is compiled. With numba a disjoint merge of three models takes 0.2 ns per element instead of 2.0, and a mask
+0.12 instead of 0.28, but every process takes 0.3 s more to load it: for a 0.5B model on two cores more than twice what
+DARE's masks would win, and two thirds of what the disjoint merge would.
 """
 
 from merge_cli.kernels.election import Election, ZeroSum, disjoint_merge, elect_sign
