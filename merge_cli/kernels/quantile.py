@@ -1,7 +1,7 @@
 """The exact k-th largest magnitude of a vector that is only seen in pieces, in bounded memory.
 
 A short vector is collected and partitioned. Of a long one, a sample brackets the magnitude wanted; then one pass
-counts what lies above the bracket and collects what lies inside it, to be partitioned. Where that is too much to hold,
+counts what lies above the bracket and collects what lies inside it, to be sorted. Where that is too much to hold,
 because the vector is very long or repeats itself, it is counted in fine bins instead. Bit patterns of non-negative
 float32 numbers, read as integers, are in the order of the numbers, so a bin of one pattern is exact. Where the sample
 misled, or bins are wider than one pattern, another pass looks in a better bracket. Counts are integers: neither pieces

@@ -25,7 +25,7 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_WORK = Path(tempfile.gettempdir()) / "merge-cli-benchmarks"
-# How often to look at the memory of a process that is not timed.
+# Seconds between two looks at the memory of a process that is not timed.
 OFTEN = 0.02
 _BLOCK = 512  # The unit of Linux's counts of blocks, whatever the disk's own is.
 
