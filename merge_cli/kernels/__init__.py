@@ -6,14 +6,13 @@ Matrix products do not (BLAS picks its code by size), and neither do sums over t
 order by shape), so sums over models are written as chains of ``add_``. Sums over elements are taken grain by grain in
 float64 and added up exactly.
 
-Nothing is compiled. With numba a disjoint merge of three models takes 0.2 ns per element instead of 2.0, and a mask
-0.12 instead of 0.28, but every process takes 0.3 s more to load it: for a 0.5B model on two cores more than twice what
-DARE's masks would win, and two thirds of what the disjoint merge would.
+What takes most time on the CPU is compiled where the installation found a C compiler, see ``compiled.py``.
 """
 
+from merge_cli.kernels.conversion import widen
 from merge_cli.kernels.election import Election, ZeroSum, disjoint_merge, elect_sign
 from merge_cli.kernels.quantile import Found, Search, first_search, gather, join, next_search, sample_size
-from merge_cli.kernels.randomness import Key, keep_mask, make_key
+from merge_cli.kernels.randomness import Key, drop, keep_mask, make_key
 from merge_cli.kernels.spherical import slerp_coefficients
 from merge_cli.kernels.sums import GRAIN, divisor_of, exact_sums, grain_gram, grain_sums, sum_models, weighted_sum
 from merge_cli.kernels.trimming import keep_at_least
@@ -27,6 +26,7 @@ __all__ = [
     "ZeroSum",
     "disjoint_merge",
     "divisor_of",
+    "drop",
     "elect_sign",
     "exact_sums",
     "first_search",
@@ -42,4 +42,5 @@ __all__ = [
     "slerp_coefficients",
     "sum_models",
     "weighted_sum",
+    "widen",
 ]

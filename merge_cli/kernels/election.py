@@ -6,10 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from merge_cli.kernels import compiled
 from merge_cli.kernels.sums import sum_models, weighted_sum
 
 Election = Literal["mass", "count"]
 ZeroSum = Literal["plus", "none"]
+# A sum of weights that is no farther from zero has cancelled.
+_VANISHES = 1e-8
 
 
 def elect_sign(weighted: Tensor, *, by: Election, zero_sum: ZeroSum) -> Tensor:
@@ -51,6 +54,14 @@ def disjoint_merge(
     Source:
         The disjoint merge of TIES-Merging, Yadav et al. 2023, section 3, arXiv 2306.01708.
     """
+    positive = [weight for weight in weights if weight > 0]
+    # Where the divisor is below the least weight, no weight is negative, the total is zero too.
+    least = min(positive, default=1.0) / 2 if min(weights) >= 0 else _VANISHES
+    if compiled.can_take(weighted):
+        return compiled.disjoint_merge(
+            weighted, weights, by_count=by == "count", plus=zero_sum == "plus",
+            least_divisor=least if normalize else None,
+        )  # fmt: skip
     elected = elect_sign(weighted, by=by, zero_sum=zero_sum)
     # Folded onto the elected side, agreeing entries are positive, and everything else is cut at zero.
     folded = weighted.mul_(elected).clamp_(min=0)
@@ -58,8 +69,6 @@ def disjoint_merge(
     if not normalize:
         return total
     divisor = weighted_sum(folded.sign_(), weights)
-    positive = [weight for weight in weights if weight > 0]
     if min(weights) >= 0:
-        # The divisor is zero only where the total is too; anything below the least weight leaves the rest alone.
-        return total.div_(divisor.clamp_(min=min(positive, default=1.0) / 2))
-    return total.div_(torch.where(divisor.abs() < 1e-8, torch.ones_like(divisor), divisor))
+        return total.div_(divisor.clamp_(min=least))
+    return total.div_(torch.where(divisor.abs() < least, torch.ones_like(divisor), divisor))

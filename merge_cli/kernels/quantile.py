@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from merge_cli.kernels import compiled
 from merge_cli.kernels.sparse import true_indexes
 
 _BINS = 2**20
@@ -218,6 +219,12 @@ def _look(tally: Tally, row: Tensor) -> None:
         patterns = row.abs().view(torch.int32)
         tally.above += int((patterns >= high).sum()) if high < _ALL_PATTERNS else 0
         tally.add((patterns[(patterns >= low) & (patterns < high)] - low).cpu().numpy().tobytes())
+        return
+    if compiled.can_take(row):
+        bounds = threshold_of(low), threshold_of(high) if high <= _INFINITY else math.nan
+        above, offsets = compiled.look(row, *bounds)
+        tally.above += above
+        tally.add(offsets.data.cast("B"))
         return
     magnitudes = row.abs().numpy()
     inside = magnitudes >= np.float32(threshold_of(low))

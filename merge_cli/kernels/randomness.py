@@ -22,12 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from merge_cli.kernels import compiled
 from merge_cli.kernels.sparse import true_indexes
 
 Words = NDArray[np.uint32]
 # Bytes are taken from the lowest on, whatever the machine's order.
 _WORD = np.dtype("<u4")
 _BYTES = 4
+# Probability one in units of 2**-40.
+_ALWAYS = 2**40
 _HALF = 2**16
 _LOWER_HALVES = np.arange(_HALF, dtype=_WORD)
 # The multipliers of MurmurHash3's 32-bit finalizer.
@@ -61,18 +64,50 @@ def keep_mask(key: Key, start: int, density: float, out: Tensor) -> Tensor:
     Returns:
         ``out``.
     """
-    limit = round(density * 2**40)
-    if limit >= 2**40:
+    limit = round(density * _ALWAYS)
+    if limit >= _ALWAYS:
         return out.fill_(1)
     if limit <= 0:
         return out.zero_()
+    _draw(None, key, start, limit, out)
+    return out
+
+
+def drop(row: Tensor, key: Key, start: int, density: float, out: Tensor) -> Tensor:
+    """Multiply a row with the mask that :func:`keep_mask` gives for the same key, start and density.
+
+    Args:
+        row: Float32, shape ``(numel,)``.
+        key: Of the vector.
+        start: Index of the first element in the vector.
+        density: In [0, 1].
+        out: Like the row; overwritten.
+
+    Returns:
+        ``out``.
+    """
+    limit = round(density * _ALWAYS)
+    if 0 < limit < _ALWAYS and compiled.can_take(row, out):
+        _draw(row, key, start, limit, out)
+        return out
+    return keep_mask(key, start, density, out).mul_(row)
+
+
+def _draw(row: Tensor | None, key: Key, start: int, limit: int, out: Tensor) -> None:
+    """Draw a mask with the probability ``limit`` times 2**-40; with a row, its product with the mask: compiled only."""
     first, rest = divmod(limit, 2**32)
-    draw = _draw if out.device.type == "cpu" else _draw_by_torch
     at = 0
     for part, low, count in _split(key, start, len(out)):
-        draw(part, low, first, rest, out[at : at + count])
+        piece = out[at : at + count]
+        if compiled.can_take(piece):
+            own = _own(part)
+            keys = (part.first, part.second, own.first, own.second)
+            compiled.drop(None if row is None else row[at : at + count], keys, low, first, rest, piece)
+        elif piece.device.type == "cpu":
+            _draw_by_numpy(part, low, first, rest, piece)
+        else:
+            _draw_by_torch(part, low, first, rest, piece)
         at += count
-    return out
 
 
 def _split(key: Key, start: int, numel: int) -> Iterator[tuple[Key, int, int]]:
@@ -89,7 +124,7 @@ def _own(key: Key) -> Key:
     return make_key(key.first, key.second, "own")
 
 
-def _draw(key: Key, low: int, first: int, rest: int, out: Tensor) -> None:
+def _draw_by_numpy(key: Key, low: int, first: int, rest: int, out: Tensor) -> None:
     begin, end = low // _BYTES, -(-(low + len(out)) // _BYTES)
     drawn = words_of_run(key, begin, end).view(np.uint8)[low - begin * _BYTES :][: len(out)]
     kept = drawn < np.uint8(first)

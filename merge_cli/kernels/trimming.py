@@ -7,13 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from merge_cli.kernels import compiled
 
-def keep_at_least(delta: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """Zero every entry whose magnitude is below its row's threshold.
+# No magnitude is as small.
+_KEEP_ALL = -1.0
+
+
+def keep_at_least(delta: Tensor, thresholds: Sequence[float], factors: Sequence[float] | None = None) -> Tensor:
+    """Zero every entry whose magnitude is below its row's threshold, and multiply each row with its factor.
 
     Args:
         delta: Task vectors, shape ``(n, numel)``.
         thresholds: One per row, representable in float32; 0 keeps all, infinity keeps none.
+        factors: One per row, by default 1.
 
     Returns:
         A new tensor of the same shape.
@@ -23,13 +29,15 @@ def keep_at_least(delta: Tensor, thresholds: Sequence[float]) -> Tensor:
         magnitude open; here every entry at the threshold is kept, so the result does not depend on order.
     """
     kept = torch.empty_like(delta)
-    for row, out, threshold in zip(delta, kept, thresholds, strict=True):
-        if threshold <= 0:
-            out.copy_(row)
-        elif math.isinf(threshold):
+    for row, out, threshold, factor in zip(delta, kept, thresholds, factors or [1.0] * len(delta), strict=True):
+        # The largest magnitude that is dropped: the next smaller float32 makes the comparison inclusive.
+        bound = float(np.nextafter(np.float32(threshold), np.float32(0))) if threshold > 0 else _KEEP_ALL
+        if math.isinf(threshold):
             out.zero_()
+        elif compiled.can_take(row, out):
+            compiled.trim(row, bound, factor, out)
+        elif bound < 0:
+            torch.mul(row, factor, out=out)
         else:
-            # hardshrink drops |x| <= its bound; the next smaller float32 makes the comparison inclusive.
-            below = float(np.nextafter(np.float32(threshold), np.float32(0)))
-            torch.ops.aten.hardshrink.out(row, below, out=out)
+            torch.ops.aten.hardshrink.out(row, bound, out=out).mul_(factor)
     return kept

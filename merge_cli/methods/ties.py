@@ -43,7 +43,7 @@ class TiesParams(Params):
 
 def ties(block: Block, params: TiesParams) -> Tensor:
     """Return θ₀ + λ times the disjoint merge of the trimmed, weighted task vectors."""
-    weighted = keep_at_least(block.deltas, block.measured).mul_(block.column(params.weight))
+    weighted = keep_at_least(block.deltas, block.measured, params.weight)
     merged = disjoint_merge(
         weighted, params.weight, by=params.elect, zero_sum=params.zero_sum, normalize=params.normalize
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from merge_cli.checkpoint import DType, Reader, StoredTensor, to_torch
 from merge_cli.errors import CheckpointError, VerificationError
+from merge_cli.kernels import widen
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.journal import Span, Tally
@@ -101,13 +102,12 @@ class Worker:
             base = self._load_rows("base", [task.base], start, count)[0]
             if Need.BASE in needs:
                 inputs[Need.BASE] = base
-        if needs & {Need.MODELS, Need.DELTAS}:
-            models = self._load_rows("models", task.models, start, count)
-            if Need.MODELS in needs:
-                inputs[Need.MODELS] = models
+        if Need.MODELS in needs:
+            models = inputs[Need.MODELS] = self._load_rows("models", task.models, start, count)
             if Need.DELTAS in needs:
-                # Where only the deltas are wanted, they take the models' place.
-                inputs[Need.DELTAS] = models - base if Need.MODELS in needs else models.sub_(base)
+                inputs[Need.DELTAS] = models - base
+        elif Need.DELTAS in needs:
+            inputs[Need.DELTAS] = self._load_rows("models", task.models, start, count, less=base)
         inputs |= self._load_fishers(task, start, count, needs)
         if Need.GRADIENTS in needs:
             inputs[Need.GRADIENTS] = self._load_rows("gradients", task.gradients, start, count)
@@ -144,26 +144,30 @@ class Worker:
                     row.sub_(base)
         return curvature
 
-    def _load_rows(self, name: str, tensors: Sequence[StoredTensor], start: int, count: int) -> Tensor:
-        """Read one run of each tensor into the rows of a float32 buffer, shape ``(len(tensors), count)``."""
+    def _load_rows(
+        self, name: str, tensors: Sequence[StoredTensor], start: int, count: int, less: Tensor | None = None
+    ) -> Tensor:
+        """Read one run of each tensor, less what is given, into rows of a float32 buffer: ``(len(tensors), count)``."""
         if name not in self._rows:
             self._rows[name] = torch.empty(len(tensors) * self._numel, dtype=torch.float32, device=self.device)
         rows = self._rows[name][: len(tensors) * count].view(len(tensors), count)
-        dtypes = {tensor.dtype for tensor in tensors}
-        if len(dtypes) == 1 and (DType.F32 not in dtypes or self.device.type != "cpu"):
-            # One conversion for all: a call costs as much as some ten thousand elements.
-            rows.copy_(self._read_rows(tensors, start, count))
+        if len({tensor.dtype for tensor in tensors}) == 1:
+            wrong = self._widen(tensors, rows, start, less)
         else:
-            for row, tensor in zip(rows, tensors, strict=True):
-                if tensor.dtype is DType.F32 and row.device.type == "cpu":
-                    # Already as it is wanted: read in place.
-                    self.reader.read_into(memoryview(row.numpy()).cast("B"), tensor, start)
-                else:
-                    row.copy_(self.read(tensor, start, count))
-        if not math.isfinite(rows.sum().item()):
-            for row, tensor in zip(rows, tensors, strict=True):
-                self._check_finite(row, tensor)
+            each = zip(tensors, rows, strict=True)
+            wrong = [self._widen([tensor], row[None], start, less)[0] for tensor, row in each]
+        for tensor, several in zip(tensors, wrong, strict=True):
+            self._note_nonfinite(several, tensor)
         return rows
+
+    def _widen(self, tensors: Sequence[StoredTensor], rows: Tensor, start: int, less: Tensor | None) -> list[int]:
+        """Read tensors of one dtype into rows, and return how many numbers of each are not finite."""
+        if tensors[0].dtype is not DType.F32 or rows.device.type != "cpu":
+            return widen(self._read_rows(tensors, start, rows.shape[1]), rows, less)
+        # Already as they are wanted: read in place.
+        for row, tensor in zip(rows, tensors, strict=True):
+            self.reader.read_into(memoryview(row.numpy()).cast("B"), tensor, start)
+        return widen(rows, rows, less)
 
     def _read_rows(self, tensors: Sequence[StoredTensor], start: int, count: int) -> Tensor:
         """Read one run of tensors of one dtype, as they are stored, into rows of the raw buffer."""
@@ -184,9 +188,8 @@ class Worker:
             place = self.plan.precision.places[task.place.name]
             self.precision_writer.write(memoryview(row.numpy()).cast("B"), place, start)  # type: ignore[arg-type]
 
-    def _check_finite(self, row: Tensor, tensor: StoredTensor) -> None:
-        """The sum of all rows was not finite: find out whether a row's elements are, or only the sum overflows."""
-        wrong = int((~row.isfinite()).sum())
+    def _note_nonfinite(self, wrong: int, tensor: StoredTensor) -> None:
+        """Count numbers that are not finite, where they are allowed."""
         if not wrong:
             return
         if not self.plan.allow_nonfinite:
@@ -210,7 +213,7 @@ class Worker:
         allowed = task.copied is not None and self.plan.allow_nonfinite
         if place.dtype.is_float and not allowed and not (_is_finite(out) and _fits(result, place.dtype)):
             if task.copied is not None:
-                self._check_finite(result.to(torch.float64), task.copied)
+                self._note_nonfinite(int((~result.to(torch.float64).isfinite()).sum()), task.copied)
             raise self._not_finite(place)
         self.writer.write(self._view_out[:nbytes], place, start)
 

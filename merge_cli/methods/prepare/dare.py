@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import grain_sums
+from merge_cli.kernels import drop, grain_sums
 from merge_cli.methods.contract import Block, Extent, Measure, Need, Params, Step, Totals, measure_sums
 
 Rescale = bool | Literal["l1"]
@@ -37,7 +37,10 @@ def drop_at_random(block: Block, density: Sequence[float]) -> Tensor:
         block: The block.
         density: Probability of keeping an entry, per model; 1 is no change at all, 0 leaves zeros.
     """
-    return block.keep_mask(density).mul_(block.deltas)
+    dropped = torch.empty_like(block.deltas)
+    for model, (row, kept, out) in enumerate(zip(block.deltas, density, dropped, strict=True)):
+        drop(row, block.masks.key(model), block.masks.start, kept, out)
+    return dropped
 
 
 def rescaling(block: Block, density: Sequence[float], rescale: Rescale) -> list[float]:

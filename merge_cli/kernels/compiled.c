@@ -1,0 +1,239 @@
+/* Kernels of merge_cli on the CPU, each in one pass where torch takes several.
+ *
+ * Every function gives the bits that the same steps give in torch: the same operations in the same order, none fused
+ * into another (-ffp-contract=off), sums over models in the order of the models. compiled.py says what each is for.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "masks and dtypes are written for little-endian machines"
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+#if defined(__x86_64__) && defined(__GLIBC__)
+/* The processor's widest registers are chosen when the library is loaded. */
+#define WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define WIDE
+#endif
+
+/* To be counted up with every change of what a function is given or gives; compiled.py holds the same number. */
+EXPORT const int32_t version = 1;
+
+/* Elements worked on at a time: what is between two steps stays in the first cache. */
+enum { CHUNK = 512 };
+
+static inline uint32_t bits_of(float number) {
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    return bits;
+}
+
+static inline float number_of(uint32_t bits) {
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+static inline float magnitude_of(float number) { return number_of(bits_of(number) & 0x7FFFFFFFu); }
+
+static inline uint32_t not_finite(float number) { return (bits_of(number) & 0x7F800000u) == 0x7F800000u; }
+
+static inline float sign_of(float number) { return (float)((number > 0) - (number < 0)); }
+
+static inline int64_t least(int64_t one, int64_t other) { return one < other ? one : other; }
+
+/* Writes the places of what is set among CHUNK flags, each 0 or 1, and returns how many there are: few as a rule, so
+ * eight are passed over at once. */
+static inline int places_of(const uint8_t *flags, uint16_t *places) {
+    int found = 0;
+    for (int j = 0; j < CHUNK; j += 8) {
+        uint64_t eight;
+        memcpy(&eight, flags + j, sizeof eight);
+        for (; eight != 0; eight &= eight - 1)
+            places[found++] = (uint16_t)(j + __builtin_ctzll(eight) / 8);
+    }
+    return found;
+}
+
+/* --- conversion --------------------------------------------------------------------------------------------------- */
+
+/* Converts bfloat16 to float32, subtracts `less` where it is given, and returns how many numbers were not finite. */
+EXPORT WIDE int64_t widen_bfloat16(const uint16_t *restrict stored, const float *restrict less, float *restrict out,
+                                   int64_t numel) {
+    int64_t wrong = 0;
+    for (int64_t at = 0; at < numel; at += CHUNK) {
+        int count = (int)least(CHUNK, numel - at);
+        uint32_t here = 0;
+        for (int j = 0; j < count; j++) {
+            float number = number_of((uint32_t)stored[at + j] << 16);
+            here += not_finite(number);
+            out[at + j] = number - (less != NULL ? less[at + j] : 0.0f);
+        }
+        wrong += here;
+    }
+    return wrong;
+}
+
+/* The same for what is float32 already, in place. */
+EXPORT WIDE int64_t widen_float32(float *restrict row, const float *restrict less, int64_t numel) {
+    int64_t wrong = 0;
+    for (int64_t at = 0; at < numel; at += CHUNK) {
+        int count = (int)least(CHUNK, numel - at);
+        uint32_t here = 0;
+        for (int j = 0; j < count; j++)
+            here += not_finite(row[at + j]);
+        for (int j = 0; j < count && less != NULL; j++)
+            row[at + j] -= less[at + j];
+        wrong += here;
+    }
+    return wrong;
+}
+
+/* --- trimming ----------------------------------------------------------------------------------------------------- */
+
+/* Zeroes what is no larger in magnitude than `bound`, and multiplies. */
+EXPORT WIDE void trim(const float *restrict row, float bound, float factor, float *restrict out, int64_t numel) {
+    for (int64_t j = 0; j < numel; j++) {
+        float magnitude = number_of(bits_of(row[j]) & 0x7FFFFFFFu);
+        out[j] = (magnitude <= bound ? 0.0f : row[j]) * factor;
+    }
+}
+
+/* Writes the magnitudes in [low, high) as patterns less that of `low`, and returns how many; counts those from `high`
+ * on. `high` is NaN where there is no upper end. */
+EXPORT WIDE int64_t look(const float *restrict row, float low, float high, int32_t *restrict inside,
+                         int64_t *restrict above, int64_t numel) {
+    uint8_t within[CHUNK];
+    uint16_t places[CHUNK];
+    int64_t found = 0, over = 0;
+    for (int64_t at = 0; at < numel; at += CHUNK) {
+        int count = (int)least(CHUNK, numel - at);
+        uint32_t larger = 0;
+        for (int j = 0; j < count; j++) {
+            float magnitude = magnitude_of(row[at + j]);
+            larger += magnitude >= high;
+            within[j] = (magnitude >= low) & !(magnitude >= high);
+        }
+        over += larger;
+        memset(within + count, 0, (size_t)(CHUNK - count));
+        int several = places_of(within, places);
+        for (int k = 0; k < several; k++)
+            inside[found++] = (int32_t)(bits_of(magnitude_of(row[at + places[k]])) - bits_of(low));
+    }
+    *above = over;
+    return found;
+}
+
+/* --- election ----------------------------------------------------------------------------------------------------- */
+
+/* Sums the entries of rows, (n, numel), that agree with the elected sign; with `divide`, over the sum of the weights of
+ * those who agree where that comes to `least_divisor` or more. */
+EXPORT WIDE void disjoint_merge(const float *restrict rows, const float *restrict weights, int64_t n, int by_count,
+                                int plus, int divide, float least_divisor, float *restrict out, int64_t numel) {
+    float elected[CHUNK], total[CHUNK], divisor[CHUNK];
+    for (int64_t at = 0; at < numel; at += CHUNK) {
+        int count = (int)least(CHUNK, numel - at);
+        for (int j = 0; j < count; j++) {
+            elected[j] = by_count ? sign_of(rows[at + j]) : rows[at + j];
+            total[j] = divisor[j] = 0;
+        }
+        for (int64_t i = 1; i < n; i++) {
+            const float *row = rows + i * numel + at;
+            for (int j = 0; j < count; j++)
+                elected[j] += by_count ? sign_of(row[j]) : row[j];
+        }
+        for (int j = 0; j < count; j++)
+            elected[j] = plus ? (elected[j] < 0 ? -1.0f : 1.0f) : sign_of(elected[j]);
+        for (int64_t i = 0; i < n; i++) {
+            const float *row = rows + i * numel + at;
+            const float weight = weights[i];
+            for (int j = 0; j < count; j++) {
+                float folded = row[j] * elected[j];
+                total[j] += folded < 0 ? 0.0f : folded;
+                divisor[j] += folded > 0 ? weight : 0.0f;
+            }
+        }
+        for (int j = 0; j < count; j++)
+            total[j] *= elected[j];
+        for (int j = 0; j < count && divide; j++)
+            total[j] /= magnitude_of(divisor[j]) < least_divisor ? 1.0f : divisor[j];
+        memcpy(out + at, total, (size_t)count * sizeof(float));
+    }
+}
+
+/* --- masks -------------------------------------------------------------------------------------------------------- */
+
+static inline uint32_t word_of(uint32_t index, uint32_t first, uint32_t second) {
+    uint32_t word = index ^ first;
+    word ^= word >> 16;
+    word *= 0x85EBCA6Bu;
+    word ^= second;
+    word ^= word >> 13;
+    word *= 0xC2B2AE35u;
+    return word ^ word >> 16;
+}
+
+/* Multiplies a row, or ones, with a random mask. key: the two halves of the shared words' key, then of the elements'
+ * own. `start` is the first element's index in the tensor, in 32 bits. */
+EXPORT WIDE void drop(const float *restrict row, const uint32_t *restrict key, uint32_t start, uint32_t limit,
+                      uint32_t rest, float *restrict out, int64_t numel) {
+    uint32_t words[CHUNK / 4 + 1];
+    uint8_t drawn[CHUNK + 4], tied[CHUNK];
+    uint16_t places[CHUNK];
+    for (int64_t at = 0; at < numel; at += CHUNK) {
+        int count = (int)least(CHUNK, numel - at);
+        uint32_t from = start + (uint32_t)at;
+        for (int w = 0; w < CHUNK / 4 + 1; w++)
+            words[w] = word_of(from / 4 + (uint32_t)w, key[0], key[1]);
+        memcpy(drawn, words, sizeof drawn);
+        const uint8_t *byte = drawn + from % 4;
+        for (int j = 0; j < count; j++)
+            out[at + j] = byte[j] < limit ? 1.0f : 0.0f;
+        if (rest != 0) {
+            for (int j = 0; j < count; j++)
+                tied[j] = byte[j] == limit;
+            memset(tied + count, 0, (size_t)(CHUNK - count));
+            int ties = places_of(tied, places);
+            for (int k = 0; k < ties; k++)
+                out[at + places[k]] = word_of(from + places[k], key[2], key[3]) < rest ? 1.0f : 0.0f;
+        }
+        if (row != NULL)
+            for (int j = 0; j < count; j++)
+                out[at + j] *= row[at + j];
+    }
+}
+
+/* --- sums --------------------------------------------------------------------------------------------------------- */
+
+/* Sums squares of one row, squares of another and products in float64: element j into lane j mod LANES, whatever the
+ * processor, and then the lanes in order. */
+EXPORT WIDE void gram(const float *restrict one, const float *restrict other, double *restrict out, int64_t numel) {
+    enum { LANES = 32 };
+    double squares[LANES] = {0}, others[LANES] = {0}, products[LANES] = {0};
+    for (int64_t at = 0; at < numel; at += LANES) {
+        int count = (int)least(LANES, numel - at);
+        for (int j = 0; j < count; j++) {
+            double p = one[at + j], q = other[at + j];
+            squares[j] += p * p;
+            others[j] += q * q;
+            products[j] += p * q;
+        }
+    }
+    out[0] = out[1] = out[2] = 0;
+    for (int j = 0; j < LANES; j++) {
+        out[0] += squares[j];
+        out[1] += others[j];
+        out[2] += products[j];
+    }
+}
+
+/* --- the module, which is empty: the functions are called by their addresses ---------------------------------------- */
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_merge_cli_kernels", NULL, 0, NULL};
+
+PyMODINIT_FUNC PyInit__merge_cli_kernels(void) { return PyModule_Create(&module); }

@@ -1,0 +1,35 @@
+"""From numbers as they are stored to float32."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from merge_cli.kernels import compiled
+
+
+def widen(stored: Tensor, out: Tensor, less: Tensor | None = None) -> list[int]:
+    """Convert rows to float32, and take the same from each.
+
+    Args:
+        stored: As they are stored, shape ``(n, numel)``, on any device; or ``out`` itself.
+        out: Float32, the same shape, where to work; overwritten.
+        less: What is subtracted, shape ``(numel,)``; None for nothing.
+
+    Returns:
+        How many numbers of each row are not finite as float32, before anything is subtracted.
+    """
+    if compiled.can_take(out) and (stored is out or _is_plain_bfloat16(stored)):
+        return [compiled.widen(row, less, there) for row, there in zip(stored, out, strict=True)]
+    if stored is not out:
+        # One conversion for all: a call costs as much as some ten thousand elements.
+        out.copy_(stored)
+    # Only where the sum is not finite can a number be; or it overflows.
+    wrong = [0] * len(out) if math.isfinite(out.sum().item()) else [int((~row.isfinite()).sum()) for row in out]
+    if less is not None:
+        out.sub_(less)
+    return wrong
+
+
+def _is_plain_bfloat16(stored: Tensor) -> bool:
+    return stored.dtype is torch.bfloat16 and stored.device.type == "cpu" and stored.is_contiguous()
