@@ -62,36 +62,43 @@ static inline int places_of(const uint8_t *flags, uint16_t *places) {
 
 /* --- conversion --------------------------------------------------------------------------------------------------- */
 
-/* Converts bfloat16 to float32, subtracts `less` where it is given, and returns how many numbers were not finite. */
-EXPORT WIDE int64_t widen_bfloat16(const uint16_t *restrict stored, const float *restrict less, float *restrict out,
-                                   int64_t numel) {
-    int64_t wrong = 0;
+/* Converts rows of bfloat16, (n, numel), to float32, subtracts `less` where it is given, and counts in `wrong` how many
+ * numbers of each row were not finite. */
+EXPORT WIDE void widen_bfloat16(const uint16_t *restrict stored, const float *restrict less, float *restrict out,
+                                int64_t *restrict wrong, int64_t n, int64_t numel) {
+    memset(wrong, 0, (size_t)n * sizeof *wrong);
     for (int64_t at = 0; at < numel; at += CHUNK) {
         int count = (int)least(CHUNK, numel - at);
-        uint32_t here = 0;
-        for (int j = 0; j < count; j++) {
-            float number = number_of((uint32_t)stored[at + j] << 16);
-            here += not_finite(number);
-            out[at + j] = number - (less != NULL ? less[at + j] : 0.0f);
+        for (int64_t i = 0; i < n; i++) {
+            const uint16_t *from = stored + i * numel + at;
+            float *to = out + i * numel + at;
+            uint32_t here = 0;
+            for (int j = 0; j < count; j++) {
+                float number = number_of((uint32_t)from[j] << 16);
+                here += not_finite(number);
+                to[j] = number - (less != NULL ? less[at + j] : 0.0f);
+            }
+            wrong[i] += here;
         }
-        wrong += here;
     }
-    return wrong;
 }
 
-/* The same for what is float32 already, in place. */
-EXPORT WIDE int64_t widen_float32(float *restrict row, const float *restrict less, int64_t numel) {
-    int64_t wrong = 0;
+/* The same for rows that are float32 already, in place. */
+EXPORT WIDE void widen_float32(float *restrict rows, const float *restrict less, int64_t *restrict wrong, int64_t n,
+                               int64_t numel) {
+    memset(wrong, 0, (size_t)n * sizeof *wrong);
     for (int64_t at = 0; at < numel; at += CHUNK) {
         int count = (int)least(CHUNK, numel - at);
-        uint32_t here = 0;
-        for (int j = 0; j < count; j++)
-            here += not_finite(row[at + j]);
-        for (int j = 0; j < count && less != NULL; j++)
-            row[at + j] -= less[at + j];
-        wrong += here;
+        for (int64_t i = 0; i < n; i++) {
+            float *row = rows + i * numel + at;
+            uint32_t here = 0;
+            for (int j = 0; j < count; j++)
+                here += not_finite(row[j]);
+            for (int j = 0; j < count && less != NULL; j++)
+                row[j] -= less[at + j];
+            wrong[i] += here;
+        }
     }
-    return wrong;
 }
 
 /* --- trimming ----------------------------------------------------------------------------------------------------- */
@@ -140,7 +147,9 @@ EXPORT WIDE void disjoint_merge(const float *restrict rows, const float *restric
         int count = (int)least(CHUNK, numel - at);
         for (int j = 0; j < count; j++) {
             elected[j] = by_count ? sign_of(rows[at + j]) : rows[at + j];
-            total[j] = divisor[j] = 0;
+            /* Zero, and what is added to it keeps the sign of a zero of its own. */
+            total[j] = -0.0f;
+            divisor[j] = 0.0f;
         }
         for (int64_t i = 1; i < n; i++) {
             const float *row = rows + i * numel + at;
@@ -210,30 +219,34 @@ EXPORT WIDE void drop(const float *restrict row, const uint32_t *restrict key, u
 
 /* --- sums --------------------------------------------------------------------------------------------------------- */
 
-/* Sums squares of one row, squares of another and products in float64: element j into lane j mod LANES, whatever the
- * processor, and then the lanes in order. */
-EXPORT WIDE void gram(const float *restrict one, const float *restrict other, double *restrict out, int64_t numel) {
+/* Sums squares of one row, squares of another and products over runs of `grain` elements, in float64, three numbers for
+ * each run: element j of a run into lane j mod LANES, whatever the processor, and then the lanes in order. */
+EXPORT WIDE void gram(const float *restrict one, const float *restrict other, int64_t grain, double *restrict sums,
+                      int64_t numel) {
     enum { LANES = 32 };
-    double squares[LANES] = {0}, others[LANES] = {0}, products[LANES] = {0};
-    for (int64_t at = 0; at < numel; at += LANES) {
-        int count = (int)least(LANES, numel - at);
-        for (int j = 0; j < count; j++) {
-            double p = one[at + j], q = other[at + j];
-            squares[j] += p * p;
-            others[j] += q * q;
-            products[j] += p * q;
+    for (int64_t start = 0; start < numel; start += grain, sums += 3) {
+        int64_t end = least(start + grain, numel);
+        double squares[LANES] = {0}, others[LANES] = {0}, products[LANES] = {0};
+        for (int64_t at = start; at < end; at += LANES) {
+            int count = (int)least(LANES, end - at);
+            for (int j = 0; j < count; j++) {
+                double p = one[at + j], q = other[at + j];
+                squares[j] += p * p;
+                others[j] += q * q;
+                products[j] += p * q;
+            }
         }
-    }
-    out[0] = out[1] = out[2] = 0;
-    for (int j = 0; j < LANES; j++) {
-        out[0] += squares[j];
-        out[1] += others[j];
-        out[2] += products[j];
+        sums[0] = sums[1] = sums[2] = 0;
+        for (int j = 0; j < LANES; j++) {
+            sums[0] += squares[j];
+            sums[1] += others[j];
+            sums[2] += products[j];
+        }
     }
 }
 
 /* --- the module, which is empty: the functions are called by their addresses ---------------------------------------- */
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_merge_cli_kernels", NULL, 0, NULL};
+static struct PyModuleDef module = {.m_base = PyModuleDef_HEAD_INIT, .m_name = "_merge_cli_kernels", .m_size = -1};
 
 PyMODINIT_FUNC PyInit__merge_cli_kernels(void) { return PyModule_Create(&module); }

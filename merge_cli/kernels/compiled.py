@@ -38,18 +38,18 @@ def _load() -> ctypes.CDLL | None:
         ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_uint32,
     )  # fmt: skip
     signatures = {
-        "widen_bfloat16": [pointer, pointer, pointer, numel],
-        "widen_float32": [pointer, pointer, numel],
+        "widen_bfloat16": [pointer, pointer, pointer, pointer, numel, numel],
+        "widen_float32": [pointer, pointer, pointer, numel, numel],
         "trim": [pointer, number, number, pointer, numel],
         "look": [pointer, number, number, pointer, pointer, numel],
         "disjoint_merge": [pointer, pointer, numel, flag, flag, flag, number, pointer, numel],
         "drop": [pointer, pointer, word, word, word, pointer, numel],
-        "gram": [pointer, pointer, pointer, numel],
+        "gram": [pointer, pointer, numel, pointer, numel],
     }
     for name, arguments in signatures.items():
         function = getattr(library, name)
         function.argtypes = arguments
-        function.restype = numel if name in ("widen_bfloat16", "widen_float32", "look") else None
+        function.restype = numel if name == "look" else None
     return library
 
 
@@ -58,40 +58,48 @@ LIBRARY = _load()
 
 def can_take(*tensors: Tensor) -> bool:
     """Whether there are compiled kernels, and these tensors are what they work on: contiguous float32 on the CPU."""
-    return LIBRARY is not None and all(
-        tensor.dtype is torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors
-    )
+    return LIBRARY is not None and all([_is_plain(tensor, torch.float32) for tensor in tensors])
 
 
-def widen(stored: Tensor, less: Tensor | None, out: Tensor) -> int:
-    """Convert a row to float32, take ``less`` from it, and return how many numbers were not finite.
+def is_bfloat16(stored: Tensor) -> bool:
+    """Whether :func:`widen` can convert what is stored: contiguous bfloat16 on the CPU."""
+    return _is_plain(stored, torch.bfloat16)
+
+
+def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()
+
+
+def widen(stored: Tensor, less: Tensor | None, out: Tensor) -> list[int]:
+    """Convert rows to float32, take ``less`` from each, and return how many numbers of each were not finite.
 
     Args:
-        stored: Bfloat16, or ``out`` itself.
-        less: What is subtracted, if anything.
+        stored: Bfloat16, shape ``(n, numel)``, or ``out`` itself.
+        less: What is subtracted, shape ``(numel,)``, if anything.
         out: Where the result goes.
     """
     assert LIBRARY is not None
+    n, numel = out.shape
+    wrong = (ctypes.c_int64 * n)()
     subtracted = less.data_ptr() if less is not None else None
-    wrong: int
-    if stored.dtype is torch.bfloat16:
-        wrong = LIBRARY.widen_bfloat16(stored.data_ptr(), subtracted, out.data_ptr(), len(out))
+    if stored is out:
+        LIBRARY.widen_float32(out.data_ptr(), subtracted, wrong, n, numel)
     else:
-        wrong = LIBRARY.widen_float32(out.data_ptr(), subtracted, len(out))
-    return wrong
+        LIBRARY.widen_bfloat16(stored.data_ptr(), subtracted, out.data_ptr(), wrong, n, numel)
+    return list(wrong)
 
 
 def trim(row: Tensor, bound: float, factor: float, out: Tensor) -> None:
     """Zero what is no larger in magnitude than ``bound``, and multiply the rest."""
     assert LIBRARY is not None
-    LIBRARY.trim(row.data_ptr(), bound, factor, out.data_ptr(), len(out))
+    LIBRARY.trim(row.data_ptr(), bound, factor, out.data_ptr(), out.numel())
 
 
 def look(row: Tensor, low: float, high: float) -> tuple[int, NDArray[np.int32]]:
     """Return how many magnitudes lie from ``high`` on, and the bit patterns of those in [low, high) less ``low``'s."""
     assert LIBRARY is not None
-    inside, above = np.empty(len(row), dtype=np.int32), ctypes.c_int64()
-    found = LIBRARY.look(row.data_ptr(), low, high, inside.ctypes.data, ctypes.byref(above), len(row))
+    inside, above = np.empty(row.numel(), dtype=np.int32), ctypes.c_int64()
+    found = LIBRARY.look(row.data_ptr(), low, high, inside.ctypes.data, ctypes.byref(above), row.numel())
     return above.value, inside[:found]
 
 
@@ -138,12 +146,12 @@ def drop(row: Tensor | None, key: Sequence[int], start: int, limit: int, rest: i
     """
     assert LIBRARY is not None
     address = row.data_ptr() if row is not None else None
-    LIBRARY.drop(address, (ctypes.c_uint32 * len(key))(*key), start, limit, rest, out.data_ptr(), len(out))
+    LIBRARY.drop(address, (ctypes.c_uint32 * len(key))(*key), start, limit, rest, out.data_ptr(), out.numel())
 
 
-def gram(first: Tensor, second: Tensor) -> list[float]:
-    """Return the sums of squares of two rows and of their products, in float64."""
+def gram(first: Tensor, second: Tensor, grain: int) -> Tensor:
+    """Sum squares and products of two rows over runs of ``grain`` elements, in float64: shape ``(runs, 3)``."""
     assert LIBRARY is not None
-    sums = (ctypes.c_double * 3)()
-    LIBRARY.gram(first.data_ptr(), second.data_ptr(), sums, len(first))
-    return list(sums)
+    sums = torch.empty(-(-first.numel() // grain), 3, dtype=torch.float64)
+    LIBRARY.gram(first.data_ptr(), second.data_ptr(), grain, sums.data_ptr(), first.numel())
+    return sums

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from merge_cli.kernels import compiled
@@ -19,8 +18,8 @@ def widen(stored: Tensor, out: Tensor, less: Tensor | None = None) -> list[int]:
     Returns:
         How many numbers of each row are not finite as float32, before anything is subtracted.
     """
-    if compiled.can_take(out) and (stored is out or _is_plain_bfloat16(stored)):
-        return [compiled.widen(row, less, there) for row, there in zip(stored, out, strict=True)]
+    if compiled.can_take(out) and (stored is out or compiled.is_bfloat16(stored)):
+        return compiled.widen(stored, less, out)
     if stored is not out:
         # One conversion for all: a call costs as much as some ten thousand elements.
         out.copy_(stored)
@@ -29,7 +28,3 @@ def widen(stored: Tensor, out: Tensor, less: Tensor | None = None) -> list[int]:
     if less is not None:
         out.sub_(less)
     return wrong
-
-
-def _is_plain_bfloat16(stored: Tensor) -> bool:
-    return stored.dtype is torch.bfloat16 and stored.device.type == "cpu" and stored.is_contiguous()

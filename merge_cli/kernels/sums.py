@@ -80,18 +80,14 @@ def grain_gram(first: Tensor, second: Tensor) -> Tensor:
         Float64 on the CPU, shape ``(3, ceil(numel / GRAIN))``: squares of the first, of the second, and products.
     """
     if compiled.can_take(first, second):
-        pieces = zip(torch.split(first, GRAIN), torch.split(second, GRAIN), strict=True)
-        return _as_columns([compiled.gram(*piece) for piece in pieces])
+        return compiled.gram(first, second, GRAIN).T
     one, other = first.double(), second.double()
     if one.device.type != "cpu":
         return grain_sums(torch.stack([one * one, other * other, one * other]))
     # Inner products need no temporaries, which takes half the time.
     runs = zip(torch.split(one, GRAIN), torch.split(other, GRAIN), strict=True)
-    return _as_columns([[p.dot(p).item(), q.dot(q).item(), p.dot(q).item()] for p, q in runs])
-
-
-def _as_columns(triples: list[list[float]]) -> Tensor:
-    return torch.tensor(triples, dtype=torch.float64).reshape(-1, 3).T
+    found = [[p.dot(p).item(), q.dot(q).item(), p.dot(q).item()] for p, q in runs]
+    return torch.tensor(found, dtype=torch.float64).reshape(-1, 3).T
 
 
 def exact_sums(rows: Iterable[Iterable[float]]) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge_cli.kernels import GRAIN
+from merge_cli.kernels import GRAIN, compiled
 from merge_cli.methods import find_method, method_names
 from merge_cli.methods.contract import Params
 from merge_cli.plan import MergePlan
@@ -55,6 +55,18 @@ def test_blocks_and_workers_do_not_change_a_byte(family: Path, tmp_path: Path, n
     first, *others = results(planned(family, recipe_for(name, params)), tmp_path)
     for other in others:
         assert other == first
+
+
+@pytest.mark.skipif(compiled.LIBRARY is None, reason="the kernels were not compiled")
+@pytest.mark.parametrize(("name", "params"), every_method())
+def test_compiled_kernels_do_not_change_a_byte(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, params: Params
+) -> None:
+    plan = planned(family, recipe_for(name, params))
+    report = merge(plan, tmp_path / "compiled" / "out", sync=False)
+    monkeypatch.setattr(compiled, "LIBRARY", None)
+    assert merge(plan, tmp_path / "not" / "out", sync=False).counts == report.counts
+    assert contents(tmp_path / "not" / "out") == contents(tmp_path / "compiled" / "out")
 
 
 @pytest.mark.parametrize("steps", PREPARED)
