@@ -1,4 +1,4 @@
-"""Tensors in, tensors out: the arithmetic that methods share. Imports torch and nothing of this project.
+"""Arrays in, arrays out: the arithmetic that methods share. Imports nothing of this project, and torch when asked to.
 
 A result must not depend on how a tensor is cut into blocks. Elementwise torch operations keep that promise when blocks
 start at multiples of :data:`GRAIN`, because only the last few elements of a tensor then take a kernel's scalar path.
@@ -9,7 +9,8 @@ float64 and added up exactly.
 What takes most time on the CPU is compiled where the installation found a C compiler, see ``compiled.py``.
 """
 
-from merge_cli.kernels.conversion import widen
+from merge_cli.kernels.arrays import Array, empty, is_numpy
+from merge_cli.kernels.conversion import PATTERNS, narrow, widen
 from merge_cli.kernels.election import Election, ZeroSum, disjoint_merge, elect_sign
 from merge_cli.kernels.quantile import Found, Search, first_search, gather, join, next_search, sample_size
 from merge_cli.kernels.randomness import Key, drop, keep_mask, make_key
@@ -19,6 +20,8 @@ from merge_cli.kernels.trimming import keep_at_least
 
 __all__ = [
     "GRAIN",
+    "PATTERNS",
+    "Array",
     "Election",
     "Found",
     "Key",
@@ -28,15 +31,18 @@ __all__ = [
     "divisor_of",
     "drop",
     "elect_sign",
+    "empty",
     "exact_sums",
     "first_search",
     "gather",
     "grain_gram",
     "grain_sums",
+    "is_numpy",
     "join",
     "keep_at_least",
     "keep_mask",
     "make_key",
+    "narrow",
     "next_search",
     "sample_size",
     "slerp_coefficients",

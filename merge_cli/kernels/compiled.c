@@ -62,26 +62,54 @@ static inline int places_of(const uint8_t *flags, uint16_t *places) {
 
 /* --- conversion --------------------------------------------------------------------------------------------------- */
 
-/* Converts rows of bfloat16, (n, numel), to float32, subtracts `less` where it is given, and counts in `wrong` how many
- * numbers of each row were not finite. */
-EXPORT WIDE void widen_bfloat16(const uint16_t *restrict stored, const float *restrict less, float *restrict out,
-                                int64_t *restrict wrong, int64_t n, int64_t numel) {
-    memset(wrong, 0, (size_t)n * sizeof *wrong);
-    for (int64_t at = 0; at < numel; at += CHUNK) {
-        int count = (int)least(CHUNK, numel - at);
-        for (int64_t i = 0; i < n; i++) {
-            const uint16_t *from = stored + i * numel + at;
-            float *to = out + i * numel + at;
-            uint32_t here = 0;
-            for (int j = 0; j < count; j++) {
-                float number = number_of((uint32_t)from[j] << 16);
-                here += not_finite(number);
-                to[j] = number - (less != NULL ? less[at + j] : 0.0f);
-            }
-            wrong[i] += here;
-        }
-    }
+static inline float from_bfloat16(uint16_t stored) { return number_of((uint32_t)stored << 16); }
+
+static inline float from_float16(uint16_t stored) {
+    /* The exponents' biases differ by 112. Multiplying settles subnormal numbers too; infinity and NaN are set apart. */
+    float number = number_of((uint32_t)(stored & 0x7FFF) << 13) * 0x1p112f;
+    uint32_t apart = (stored & 0x7C00) == 0x7C00 ? 0x7F800000u : 0;
+    return number_of(bits_of(number) | apart | (uint32_t)(stored & 0x8000) << 16);
 }
+
+static inline uint16_t to_bfloat16(float number) {
+    uint32_t bits = bits_of(number), rounded = (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
+}
+
+static inline uint16_t to_float16(float number) {
+    uint32_t bits = bits_of(number) & 0x7FFFFFFFu, sign = bits_of(number) >> 16 & 0x8000u;
+    /* Below 2**-14: adding one half lets the processor round to multiples of 2**-24, in the lowest bits. */
+    uint32_t subnormal = bits_of(number_of(bits) + 0.5f) - bits_of(0.5f);
+    uint32_t normal = (bits - (112u << 23) + 0xFFFu + (bits >> 13 & 1)) >> 13;
+    uint32_t beyond = bits > 0x7F800000u ? 0x7E00u : 0x7C00u;
+    uint32_t rounded = bits < 113u << 23 ? subnormal : bits < 143u << 23 ? normal : beyond;
+    return (uint16_t)(rounded | sign);
+}
+
+/* Converts rows, (n, numel), to float32, subtracts `less` where it is given, and counts in `wrong` how many numbers of
+ * each row were not finite. */
+#define WIDEN(DTYPE)                                                                                                   \
+    EXPORT WIDE void widen_##DTYPE(const uint16_t *restrict stored, const float *restrict less, float *restrict out,   \
+                                   int64_t *restrict wrong, int64_t n, int64_t numel) {                                \
+        memset(wrong, 0, (size_t)n * sizeof *wrong);                                                                   \
+        for (int64_t at = 0; at < numel; at += CHUNK) {                                                                \
+            int count = (int)least(CHUNK, numel - at);                                                                 \
+            for (int64_t i = 0; i < n; i++) {                                                                          \
+                const uint16_t *from = stored + i * numel + at;                                                        \
+                float *to = out + i * numel + at;                                                                      \
+                uint32_t here = 0;                                                                                     \
+                for (int j = 0; j < count; j++) {                                                                      \
+                    float number = from_##DTYPE(from[j]);                                                              \
+                    here += not_finite(number);                                                                        \
+                    to[j] = number - (less != NULL ? less[at + j] : 0.0f);                                             \
+                }                                                                                                      \
+                wrong[i] += here;                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
+WIDEN(bfloat16)
+WIDEN(float16)
 
 /* The same for rows that are float32 already, in place. */
 EXPORT WIDE void widen_float32(float *restrict rows, const float *restrict less, int64_t *restrict wrong, int64_t n,
@@ -100,6 +128,26 @@ EXPORT WIDE void widen_float32(float *restrict rows, const float *restrict less,
         }
     }
 }
+
+/* Rounds to the nearest number of the dtype, ties to even, and returns how many are not finite then. */
+#define NARROW(DTYPE, EXPONENT)                                                                                        \
+    EXPORT WIDE int64_t narrow_##DTYPE(const float *restrict numbers, uint16_t *restrict out, int64_t numel) {         \
+        int64_t wrong = 0;                                                                                             \
+        for (int64_t at = 0; at < numel; at += CHUNK) {                                                                \
+            int count = (int)least(CHUNK, numel - at);                                                                 \
+            uint32_t here = 0;                                                                                         \
+            for (int j = 0; j < count; j++) {                                                                          \
+                uint16_t rounded = to_##DTYPE(numbers[at + j]);                                                        \
+                here += (rounded & EXPONENT) == EXPONENT;                                                              \
+                out[at + j] = rounded;                                                                                 \
+            }                                                                                                          \
+            wrong += here;                                                                                             \
+        }                                                                                                              \
+        return wrong;                                                                                                  \
+    }
+
+NARROW(bfloat16, 0x7F80)
+NARROW(float16, 0x7C00)
 
 /* --- trimming ----------------------------------------------------------------------------------------------------- */
 
@@ -175,6 +223,27 @@ EXPORT WIDE void disjoint_merge(const float *restrict rows, const float *restric
     }
 }
 
+/* --- sums over models ---------------------------------------------------------------------------------------------- */
+
+/* Sums rows times their factors, in the order of the rows, products rounded before they are added. */
+EXPORT WIDE void weighted_sum(const float *const *restrict rows, const float *restrict factors, int64_t n,
+                              float *restrict out, int64_t numel) {
+    for (int64_t at = 0; at < numel; at += CHUNK) {
+        int count = (int)least(CHUNK, numel - at);
+        float *to = out + at;
+        for (int64_t i = 0; i < n; i++) {
+            const float *row = rows[i] + at;
+            float factor = factors[i];
+            if (i == 0)
+                for (int j = 0; j < count; j++)
+                    to[j] = row[j] * factor;
+            else
+                for (int j = 0; j < count; j++)
+                    to[j] += row[j] * factor;
+        }
+    }
+}
+
 /* --- masks -------------------------------------------------------------------------------------------------------- */
 
 static inline uint32_t word_of(uint32_t index, uint32_t first, uint32_t second) {
@@ -217,7 +286,7 @@ EXPORT WIDE void drop(const float *restrict row, const uint32_t *restrict key, u
     }
 }
 
-/* --- sums --------------------------------------------------------------------------------------------------------- */
+/* --- sums over elements ------------------------------------------------------------------------------------------ */
 
 /* Sums squares of one row, squares of another and products over runs of `grain` elements, in float64, three numbers for
  * each run: element j of a run into lane j mod LANES, whatever the processor, and then the lanes in order. */

@@ -15,11 +15,12 @@ import ctypes
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from merge_cli.kernels.arrays import Array, empty, is_numpy
 
 # What the source says of itself; a library that was built from another one is not used.
 _VERSION = 1
@@ -39,73 +40,91 @@ def _load() -> ctypes.CDLL | None:
     )  # fmt: skip
     signatures = {
         "widen_bfloat16": [pointer, pointer, pointer, pointer, numel, numel],
+        "widen_float16": [pointer, pointer, pointer, pointer, numel, numel],
         "widen_float32": [pointer, pointer, pointer, numel, numel],
+        "narrow_bfloat16": [pointer, pointer, numel],
+        "narrow_float16": [pointer, pointer, numel],
         "trim": [pointer, number, number, pointer, numel],
         "look": [pointer, number, number, pointer, pointer, numel],
         "disjoint_merge": [pointer, pointer, numel, flag, flag, flag, number, pointer, numel],
+        "weighted_sum": [pointer, pointer, numel, pointer, numel],
         "drop": [pointer, pointer, word, word, word, pointer, numel],
         "gram": [pointer, pointer, numel, pointer, numel],
     }
     for name, arguments in signatures.items():
         function = getattr(library, name)
         function.argtypes = arguments
-        function.restype = numel if name == "look" else None
+        function.restype = numel if name in ("look", "narrow_bfloat16", "narrow_float16") else None
     return library
 
 
 LIBRARY = _load()
 
 
-def can_take(*tensors: Tensor) -> bool:
-    """Whether there are compiled kernels, and these tensors are what they work on: contiguous float32 on the CPU."""
-    return LIBRARY is not None and all([_is_plain(tensor, torch.float32) for tensor in tensors])
+def can_take(*arrays: Array) -> bool:
+    """Whether there are compiled kernels, and these arrays are what they work on: contiguous float32 on the CPU."""
+    return LIBRARY is not None and all([_is_plain(array) for array in arrays])
 
 
-def is_bfloat16(stored: Tensor) -> bool:
-    """Whether :func:`widen` can convert what is stored: contiguous bfloat16 on the CPU."""
-    return _is_plain(stored, torch.bfloat16)
+def _is_plain(array: Array) -> bool:
+    if is_numpy(array):
+        return array.dtype == np.float32 and array.flags.c_contiguous
+    import torch
+
+    return array.dtype is torch.float32 and array.is_cpu and array.is_contiguous()
 
 
-def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()
+def _address(array: Any) -> int:
+    address: int = array.ctypes.data if is_numpy(array) else array.data_ptr()
+    return address
 
 
-def widen(stored: Tensor, less: Tensor | None, out: Tensor) -> list[int]:
+def widen(stored: Array, dtype: str, less: Array | None, out: Array) -> list[int]:
     """Convert rows to float32, take ``less`` from each, and return how many numbers of each were not finite.
 
     Args:
-        stored: Bfloat16, shape ``(n, numel)``, or ``out`` itself.
+        stored: Shape ``(n, numel)``, contiguous; ``out`` itself for float32.
+        dtype: What is stored: ``bfloat16``, ``float16`` or ``float32``.
         less: What is subtracted, shape ``(numel,)``, if anything.
         out: Where the result goes.
     """
     assert LIBRARY is not None
     n, numel = out.shape
     wrong = (ctypes.c_int64 * n)()
-    subtracted = less.data_ptr() if less is not None else None
-    if stored is out:
-        LIBRARY.widen_float32(out.data_ptr(), subtracted, wrong, n, numel)
+    subtracted = _address(less) if less is not None else None
+    if dtype == "float32":
+        LIBRARY.widen_float32(_address(out), subtracted, wrong, n, numel)
     else:
-        LIBRARY.widen_bfloat16(stored.data_ptr(), subtracted, out.data_ptr(), wrong, n, numel)
+        function = LIBRARY.widen_bfloat16 if dtype == "bfloat16" else LIBRARY.widen_float16
+        function(_address(stored), subtracted, _address(out), wrong, n, numel)
     return list(wrong)
 
 
-def trim(row: Tensor, bound: float, factor: float, out: Tensor) -> None:
+def narrow(numbers: Array, dtype: str, out: NDArray[np.uint16]) -> int:
+    """Round a row to ``bfloat16`` or ``float16``, as bit patterns, and return how many are not finite then."""
+    assert LIBRARY is not None
+    function = LIBRARY.narrow_bfloat16 if dtype == "bfloat16" else LIBRARY.narrow_float16
+    wrong: int = function(_address(numbers), _address(out), len(out))
+    return wrong
+
+
+def trim(row: Array, bound: float, factor: float, out: Array) -> None:
     """Zero what is no larger in magnitude than ``bound``, and multiply the rest."""
     assert LIBRARY is not None
-    LIBRARY.trim(row.data_ptr(), bound, factor, out.data_ptr(), out.numel())
+    LIBRARY.trim(_address(row), bound, factor, _address(out), row.shape[0])
 
 
-def look(row: Tensor, low: float, high: float) -> tuple[int, NDArray[np.int32]]:
+def look(row: Array, low: float, high: float) -> tuple[int, NDArray[np.int32]]:
     """Return how many magnitudes lie from ``high`` on, and the bit patterns of those in [low, high) less ``low``'s."""
     assert LIBRARY is not None
-    inside, above = np.empty(row.numel(), dtype=np.int32), ctypes.c_int64()
-    found = LIBRARY.look(row.data_ptr(), low, high, inside.ctypes.data, ctypes.byref(above), row.numel())
+    inside, above = np.empty(row.shape[0], dtype=np.int32), ctypes.c_int64()
+    found = LIBRARY.look(_address(row), low, high, inside.ctypes.data, ctypes.byref(above), len(inside))
     return above.value, inside[:found]
 
 
 def disjoint_merge(
-    weighted: Tensor, weights: Sequence[float], *, by_count: bool, plus: bool, least_divisor: float | None
-) -> Tensor:
+    weighted: Array, weights: Sequence[float], *, by_count: bool, plus: bool, least_divisor: float | None
+) -> Array:
     """Sum what agrees with the elected sign, shape ``(numel,)``.
 
     Args:
@@ -118,22 +137,31 @@ def disjoint_merge(
     """
     assert LIBRARY is not None
     n, numel = weighted.shape
-    out = torch.empty(numel)
+    out = empty(weighted, numel)
     LIBRARY.disjoint_merge(
-        weighted.data_ptr(),
+        _address(weighted),
         (ctypes.c_float * n)(*weights),
         n,
         by_count,
         plus,
         least_divisor is not None,
         least_divisor or 0.0,
-        out.data_ptr(),
+        _address(out),
         numel,
     )
     return out
 
 
-def drop(row: Tensor | None, key: Sequence[int], start: int, limit: int, rest: int, out: Tensor) -> None:
+def weighted_sum(rows: Sequence[Array], factors: Sequence[float]) -> Array:
+    """Sum rows times their factors, in their order."""
+    assert LIBRARY is not None
+    n, out = len(rows), empty(rows[0], rows[0].shape[0])
+    addresses = (ctypes.c_void_p * n)(*[_address(row) for row in rows])
+    LIBRARY.weighted_sum(addresses, (ctypes.c_float * n)(*factors), n, _address(out), out.shape[0])
+    return out
+
+
+def drop(row: Array | None, key: Sequence[int], start: int, limit: int, rest: int, out: Array) -> None:
     """Multiply a row, or ones, with a random mask.
 
     Args:
@@ -145,13 +173,14 @@ def drop(row: Tensor | None, key: Sequence[int], start: int, limit: int, rest: i
         out: Where the result goes.
     """
     assert LIBRARY is not None
-    address = row.data_ptr() if row is not None else None
-    LIBRARY.drop(address, (ctypes.c_uint32 * len(key))(*key), start, limit, rest, out.data_ptr(), out.numel())
+    address = _address(row) if row is not None else None
+    LIBRARY.drop(address, (ctypes.c_uint32 * len(key))(*key), start, limit, rest, _address(out), out.shape[0])
 
 
-def gram(first: Tensor, second: Tensor, grain: int) -> Tensor:
+def gram(first: Array, second: Array, grain: int) -> NDArray[np.float64]:
     """Sum squares and products of two rows over runs of ``grain`` elements, in float64: shape ``(runs, 3)``."""
     assert LIBRARY is not None
-    sums = torch.empty(-(-first.numel() // grain), 3, dtype=torch.float64)
-    LIBRARY.gram(first.data_ptr(), second.data_ptr(), grain, sums.data_ptr(), first.numel())
+    numel = first.shape[0]
+    sums = np.empty((-(-numel // grain), 3))
+    LIBRARY.gram(_address(first), _address(second), grain, sums.ctypes.data, numel)
     return sums

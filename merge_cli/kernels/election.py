@@ -1,12 +1,12 @@
 """Electing one sign per element, and who agrees with it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from merge_cli.kernels import compiled
+from merge_cli.kernels.arrays import Array
 from merge_cli.kernels.sums import sum_models, weighted_sum
 
 Election = Literal["mass", "count"]
@@ -15,7 +15,7 @@ ZeroSum = Literal["plus", "none"]
 _VANISHES = 1e-8
 
 
-def elect_sign(weighted: Tensor, *, by: Election, zero_sum: ZeroSum) -> Tensor:
+def elect_sign(weighted: Array, *, by: Election, zero_sum: ZeroSum) -> Array:
     """Return the sign that each element is given: -1, 0 or +1.
 
     Args:
@@ -36,8 +36,8 @@ def elect_sign(weighted: Tensor, *, by: Election, zero_sum: ZeroSum) -> Tensor:
 
 
 def disjoint_merge(
-    weighted: Tensor, weights: Sequence[float], *, by: Election, zero_sum: ZeroSum, normalize: bool
-) -> Tensor:
+    weighted: Array, weights: Sequence[float], *, by: Election, zero_sum: ZeroSum, normalize: bool
+) -> Array:
     """Sum the entries that agree with the elected sign; divided by the weights of their models with ``normalize``.
 
     Args:
@@ -71,4 +71,4 @@ def disjoint_merge(
     divisor = weighted_sum(folded.sign_(), weights)
     if min(weights) >= 0:
         return total.div_(divisor.clamp_(min=least))
-    return total.div_(torch.where(divisor.abs() < least, torch.ones_like(divisor), divisor))
+    return total.div_(divisor.masked_fill_(divisor.abs() < least, 1.0))

@@ -20,10 +20,10 @@ from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from merge_cli.kernels import compiled
+from merge_cli.kernels.arrays import Array, is_numpy
 from merge_cli.kernels.sparse import true_indexes
 
 _BINS = 2**20
@@ -82,9 +82,9 @@ class Tally:
 
     bracket: Bracket
     above: int = 0
-    # No list of small tensors: they would lie between the large buffers of others, and keep their memory in pieces.
+    # No list of small arrays: they would lie between the large buffers of others, and keep their memory in pieces.
     inside: array[int] = field(default_factory=lambda: array("i"))
-    counts: Tensor | None = None
+    counts: NDArray[np.int64] | None = None
 
     def add(self, offsets: bytes | memoryview) -> None:
         """Take in patterns inside the bracket, less its low end: int32 numbers."""
@@ -92,10 +92,11 @@ class Tally:
         if len(self.inside) > _MOST_INSIDE or self.bracket.bins <= _FEW_BINS:
             self.bin_all()
 
-    def bin_all(self) -> Tensor:
+    def bin_all(self) -> NDArray[np.int64]:
         """Move what is held into bins, and return how many lie in each."""
-        counts = torch.bincount(_as_tensor(self.inside) >> self.bracket.shift, minlength=self.bracket.bins)
-        self.counts = counts if self.counts is None else self.counts.add_(counts)
+        held = np.frombuffer(self.inside, dtype=np.int32) >> self.bracket.shift
+        counts = np.bincount(held, minlength=self.bracket.bins)
+        self.counts = counts if self.counts is None else self.counts + counts
         self.inside = array("i")
         return self.counts
 
@@ -103,12 +104,12 @@ class Tally:
         """Take in what is known from other pieces."""
         self.above += other.above
         if other.counts is not None:
-            self.counts = other.counts if self.counts is None else self.counts.add_(other.counts)
+            self.counts = other.counts if self.counts is None else self.counts + other.counts
         self.add(memoryview(other.inside).cast("B"))
 
 
 Search = Everything | Sample | Bracket
-Found = list[Tensor] | Tally
+Found = list[Array] | Tally
 
 
 def first_search(numel: int, density: float, *, most_collected: int) -> Search | float:
@@ -135,7 +136,7 @@ def sample_size(search: Search | float) -> int:
     return _SAMPLE if isinstance(search, Sample) else 0
 
 
-def gather(search: Search, found: Found | None, row: Tensor) -> Found:
+def gather(search: Search, found: Found | None, row: Array) -> Found:
     """Add a piece of the vector to what was found, which is changed in place.
 
     Args:
@@ -148,7 +149,7 @@ def gather(search: Search, found: Found | None, row: Tensor) -> Found:
         _look(tally, row)
         return tally
     magnitudes = found if isinstance(found, list) else []
-    magnitudes.append(row.abs())
+    magnitudes.append(abs(row))
     return magnitudes
 
 
@@ -167,7 +168,7 @@ def next_search(search: Search, found: Found) -> Search | float:
         assert isinstance(found, Tally)
         return _narrowed(search, found)
     assert isinstance(found, list)
-    magnitudes = torch.cat(found)
+    magnitudes = _joined(found)
     if isinstance(search, Everything):
         return _largest(magnitudes, [search.rank])[0]
     return _bracket(search, magnitudes)
@@ -184,23 +185,31 @@ def _pattern_of(value: float) -> int:
     return pattern
 
 
-def _largest(magnitudes: Tensor, ranks: list[int]) -> list[float]:
+def _joined(pieces: list[Array]) -> Array:
+    if is_numpy(pieces[0]):
+        return np.concatenate(pieces)  # type: ignore[return-value]
+    import torch
+
+    return torch.cat(pieces)
+
+
+def _largest(magnitudes: Array, ranks: list[int]) -> list[float]:
     """Return the magnitudes of these ranks, 1 for the largest, given in falling order; reorders the magnitudes.
 
     Integers are partitioned faster than floats, and twice in a row ten times as fast as for two places at once.
     """
     places = [len(magnitudes) - rank for rank in ranks]
-    if magnitudes.device.type == "cpu":
-        numbers = magnitudes.numpy()
+    if is_numpy(magnitudes) or magnitudes.is_cpu:
+        numbers = magnitudes if is_numpy(magnitudes) else magnitudes.numpy()
         patterns, done = numbers.view(np.int32), 0
         for place in places:
             patterns[done:].partition(place - done)
             done = place
         return [float(numbers[place]) for place in places]
-    return [float(torch.kthvalue(magnitudes, place + 1).values) for place in places]
+    return [float(magnitudes.kthvalue(place + 1).values) for place in places]
 
 
-def _bracket(search: Sample, magnitudes: Tensor) -> Bracket:
+def _bracket(search: Sample, magnitudes: Array) -> Bracket:
     """Bracket the wanted rank by what a sample says of it, generously: neighbouring entries are alike."""
     size = len(magnitudes)
     share = search.rank / search.numel
@@ -212,19 +221,21 @@ def _bracket(search: Sample, magnitudes: Tensor) -> Bracket:
     return Bracket(search.rank, low, high)
 
 
-def _look(tally: Tally, row: Tensor) -> None:
+def _look(tally: Tally, row: Array) -> None:
     """Count what of a piece lies above the bracket, and take in what lies inside."""
     low, high = tally.bracket.low, tally.bracket.high
-    if row.device.type != "cpu":
-        patterns = row.abs().view(torch.int32)
-        tally.above += int((patterns >= high).sum()) if high < _ALL_PATTERNS else 0
-        tally.add((patterns[(patterns >= low) & (patterns < high)] - low).cpu().numpy().tobytes())
-        return
     if compiled.can_take(row):
         bounds = threshold_of(low), threshold_of(high) if high <= _INFINITY else math.nan
         above, offsets = compiled.look(row, *bounds)
         tally.above += above
         tally.add(offsets.data.cast("B"))
+        return
+    if not row.is_cpu:
+        import torch
+
+        patterns = row.abs().view(torch.int32)
+        tally.above += int((patterns >= high).sum()) if high < _ALL_PATTERNS else 0
+        tally.add((patterns[(patterns >= low) & (patterns < high)] - low).cpu().numpy().tobytes())
         return
     magnitudes = row.abs().numpy()
     inside = magnitudes >= np.float32(threshold_of(low))
@@ -233,10 +244,6 @@ def _look(tally: Tally, row: Tensor) -> None:
         tally.above += int(np.count_nonzero(over))
         inside ^= over
     tally.add((magnitudes[true_indexes(inside)].view(np.int32) - np.int32(low)).tobytes())
-
-
-def _as_tensor(numbers: array[int]) -> Tensor:
-    return torch.frombuffer(numbers, dtype=torch.int32) if numbers else torch.empty(0, dtype=torch.int32)
 
 
 def _narrowed(search: Bracket, tally: Tally) -> Bracket | float:
@@ -248,9 +255,9 @@ def _narrowed(search: Bracket, tally: Tally) -> Bracket | float:
             return Bracket(search.rank, 0, search.low)
         # Few values make up all of it, which numpy's partition takes ten to thirty times as long for as its sort.
         return threshold_of(search.low + int(np.sort(tally.inside)[-rank]))
-    from_largest = tally.bin_all().flip(0).cumsum(0) if tally.inside else tally.counts.flip(0).cumsum(0)
-    if rank > int(from_largest[-1]):
+    from_largest = np.cumsum((tally.bin_all() if tally.inside else tally.counts)[::-1])
+    if rank > from_largest[-1]:
         return Bracket(search.rank, 0, search.low)
-    chosen = search.bins - 1 - int(torch.searchsorted(from_largest, rank))
+    chosen = search.bins - 1 - int(np.searchsorted(from_largest, rank))
     low = search.low + (chosen << search.shift)
     return threshold_of(low) if search.shift == 0 else Bracket(search.rank, low, low + (1 << search.shift))

@@ -12,17 +12,18 @@ same mask.
 Words on the CPU are computed by numpy, whose unsigned shifts and comparisons take a third of the time of torch's.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from merge_cli.kernels import compiled
+from merge_cli.kernels.arrays import Array
 from merge_cli.kernels.sparse import true_indexes
 
 Words = NDArray[np.uint32]
@@ -52,7 +53,7 @@ def make_key(*parts: str | int) -> Key:
     return Key(int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little"))
 
 
-def keep_mask(key: Key, start: int, density: float, out: Tensor) -> Tensor:
+def keep_mask(key: Key, start: int, density: float, out: Array) -> Array:
     """Choose each element with probability ``density``, independently: 1 where it is kept, 0 where it is dropped.
 
     Args:
@@ -66,14 +67,15 @@ def keep_mask(key: Key, start: int, density: float, out: Tensor) -> Tensor:
     """
     limit = round(density * _ALWAYS)
     if limit >= _ALWAYS:
-        return out.fill_(1)
-    if limit <= 0:
-        return out.zero_()
-    _draw(None, key, start, limit, out)
+        out[:] = 1
+    elif limit <= 0:
+        out[:] = 0
+    else:
+        _draw(None, key, start, limit, out)
     return out
 
 
-def drop(row: Tensor, key: Key, start: int, density: float, out: Tensor) -> Tensor:
+def drop(row: Array, key: Key, start: int, density: float, out: Array) -> Array:
     """Multiply a row with the mask that :func:`keep_mask` gives for the same key, start and density.
 
     Args:
@@ -90,10 +92,12 @@ def drop(row: Tensor, key: Key, start: int, density: float, out: Tensor) -> Tens
     if 0 < limit < _ALWAYS and compiled.can_take(row, out):
         _draw(row, key, start, limit, out)
         return out
-    return keep_mask(key, start, density, out).mul_(row)
+    out = keep_mask(key, start, density, out)
+    out *= row
+    return out
 
 
-def _draw(row: Tensor | None, key: Key, start: int, limit: int, out: Tensor) -> None:
+def _draw(row: Array | None, key: Key, start: int, limit: int, out: Array) -> None:
     """Draw a mask with the probability ``limit`` times 2**-40; with a row, its product with the mask: compiled only."""
     first, rest = divmod(limit, 2**32)
     at = 0
@@ -103,8 +107,8 @@ def _draw(row: Tensor | None, key: Key, start: int, limit: int, out: Tensor) -> 
             own = _own(part)
             keys = (part.first, part.second, own.first, own.second)
             compiled.drop(None if row is None else row[at : at + count], keys, low, first, rest, piece)
-        elif piece.device.type == "cpu":
-            _draw_by_numpy(part, low, first, rest, piece)
+        elif piece.is_cpu:
+            _draw_by_numpy(part, low, first, rest, piece.numpy())
         else:
             _draw_by_torch(part, low, first, rest, piece)
         at += count
@@ -124,14 +128,14 @@ def _own(key: Key) -> Key:
     return make_key(key.first, key.second, "own")
 
 
-def _draw_by_numpy(key: Key, low: int, first: int, rest: int, out: Tensor) -> None:
+def _draw_by_numpy(key: Key, low: int, first: int, rest: int, out: NDArray[np.float32]) -> None:
     begin, end = low // _BYTES, -(-(low + len(out)) // _BYTES)
     drawn = words_of_run(key, begin, end).view(np.uint8)[low - begin * _BYTES :][: len(out)]
     kept = drawn < np.uint8(first)
     if rest:
         ties = true_indexes(np.equal(drawn, np.uint8(first), out=drawn.view(np.bool_)))
         kept[ties] = random_words(_own(key), (ties + low).astype(_WORD)) < np.uint32(rest)
-    np.copyto(out.numpy(), kept)
+    np.copyto(out, kept)
 
 
 def random_words(key: Key, indexes: Words) -> Words:
@@ -167,8 +171,10 @@ def _mixed(words: Words, second: int) -> Words:
     return words
 
 
-def _draw_by_torch(key: Key, low: int, first: int, rest: int, out: Tensor) -> None:
+def _draw_by_torch(key: Key, low: int, first: int, rest: int, out: Array) -> None:
     """Draw the same by torch, whose words are signed; nothing here waits for a GPU."""
+    import torch
+
     begin, end = low // _BYTES, -(-(low + len(out)) // _BYTES)
     skipped = low - begin * _BYTES
     drawn = _signed_words(key, torch.arange(begin, end, device=out.device)).view(torch.uint8)
@@ -179,8 +185,10 @@ def _draw_by_torch(key: Key, low: int, first: int, rest: int, out: Tensor) -> No
     out.copy_((drawn < first) | kept.logical_and_(drawn == first))
 
 
-def _signed_words(key: Key, indexes: Tensor) -> Tensor:
+def _signed_words(key: Key, indexes: Array) -> Array:
     """Return the words of :func:`random_words` as signed integers."""
+    import torch
+
     first, second = (_as_signed(half) for half in (key.first, key.second))
     words = indexes.to(torch.int32).bitwise_xor_(first)
     words.bitwise_xor_(_shifted(words, 16)).mul_(_as_signed(int(_FACTORS[0]))).bitwise_xor_(second)
@@ -192,6 +200,6 @@ def _as_signed(word: int) -> int:
     return word - 2**32 if word >= 2**31 else word
 
 
-def _shifted(words: Tensor, by: int) -> Tensor:
+def _shifted(words: Array, by: int) -> Array:
     """Shift right, filling with zeros; torch's own shift of signed words copies the sign."""
     return words.bitwise_right_shift(by).bitwise_and_((1 << (32 - by)) - 1)

@@ -1,18 +1,20 @@
 """Sums over models and sums over elements."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from merge_cli.kernels import compiled
+from merge_cli.kernels.arrays import Array, is_numpy
 
 GRAIN = 16384
 """Elements that are summed as one; blocks start at multiples of it."""
 
 
-def sum_models(rows: Tensor) -> Tensor:
+def sum_models(rows: Array) -> Array:
     """Return ``sum_i rows[i]``, added in the order of the rows.
 
     ``rows.sum(dim=0)`` would add the last few columns of a block in an order that depends on the block's shape.
@@ -31,19 +33,23 @@ def sum_models(rows: Tensor) -> Tensor:
     return total
 
 
-def weighted_sum(rows: Tensor, weights: Sequence[float]) -> Tensor:
-    """Return ``sum_i weights[i] * rows[i]``.
+def weighted_sum(rows: Array | Sequence[Array], weights: Sequence[float]) -> Array:
+    """Return ``sum_i weights[i] * rows[i]``, each product rounded before it is added.
 
     Args:
-        rows: Shape ``(n, numel)``, n at least 1.
+        rows: Shape ``(n, numel)``, or n of shape ``(numel,)``; n at least 1.
         weights: n numbers.
 
     Returns:
-        A new tensor of shape ``(numel,)``.
+        A new array of shape ``(numel,)``.
     """
+    rows = list(rows)
+    if compiled.can_take(*rows):
+        return compiled.weighted_sum(rows, weights)
+    # No add_ with alpha: it rounds once on processors that can, and not elsewhere.
     total = rows[0] * weights[0]
     for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total.add_(row, alpha=weight)
+        total += row * weight
     return total
 
 
@@ -53,7 +59,7 @@ def divisor_of(weights: Sequence[float]) -> float:
     return total if abs(total) >= 1e-8 else 1.0
 
 
-def grain_sums(rows: Tensor) -> Tensor:
+def grain_sums(rows: Array) -> Array:
     """Sum each row over runs of :data:`GRAIN` elements, the last run as long as it is.
 
     Args:
@@ -63,13 +69,20 @@ def grain_sums(rows: Tensor) -> Tensor:
         Float64 on the CPU, shape ``(n, ceil(numel / GRAIN))``.
     """
     whole = rows.shape[1] // GRAIN * GRAIN
+    if is_numpy(rows):
+        sums = [rows[:, :whole].reshape(len(rows), -1, GRAIN).sum(axis=2, dtype=np.float64)]
+        if whole < rows.shape[1]:
+            sums.append(rows[:, whole:].sum(axis=1, keepdims=True, dtype=np.float64))
+        return np.concatenate(sums, axis=1)  # type: ignore[return-value]
+    import torch
+
     parts = [rows[:, :whole].reshape(len(rows), -1, GRAIN).sum(dim=2, dtype=torch.float64)]
     if whole < rows.shape[1]:
         parts.append(rows[:, whole:].sum(dim=1, keepdim=True, dtype=torch.float64))
     return torch.cat(parts, dim=1).cpu()
 
 
-def grain_gram(first: Tensor, second: Tensor) -> Tensor:
+def grain_gram(first: Array, second: Array) -> Array:
     """Sum squares and products of two vectors over runs of :data:`GRAIN` elements, in float64.
 
     Args:
@@ -80,7 +93,9 @@ def grain_gram(first: Tensor, second: Tensor) -> Tensor:
         Float64 on the CPU, shape ``(3, ceil(numel / GRAIN))``: squares of the first, of the second, and products.
     """
     if compiled.can_take(first, second):
-        return compiled.gram(first, second, GRAIN).T
+        return compiled.gram(first, second, GRAIN).T  # type: ignore[return-value]
+    import torch
+
     one, other = first.double(), second.double()
     if one.device.type != "cpu":
         return grain_sums(torch.stack([one * one, other * other, one * other]))

@@ -1,19 +1,20 @@
 """Setting entries of task vectors to zero by magnitude."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from merge_cli.kernels import compiled
+from merge_cli.kernels.arrays import Array, empty
 
 # No magnitude is as small.
 _KEEP_ALL = -1.0
 
 
-def keep_at_least(delta: Tensor, thresholds: Sequence[float], factors: Sequence[float] | None = None) -> Tensor:
+def keep_at_least(delta: Array, thresholds: Sequence[float], factors: Sequence[float] | None = None) -> Array:
     """Zero every entry whose magnitude is below its row's threshold, and multiply each row with its factor.
 
     Args:
@@ -28,16 +29,18 @@ def keep_at_least(delta: Tensor, thresholds: Sequence[float], factors: Sequence[
         The trim step of TIES-Merging, Yadav et al. 2023, section 3, arXiv 2306.01708. The paper leaves ties in
         magnitude open; here every entry at the threshold is kept, so the result does not depend on order.
     """
-    kept = torch.empty_like(delta)
+    kept = empty(delta, *delta.shape)
     for row, out, threshold, factor in zip(delta, kept, thresholds, factors or [1.0] * len(delta), strict=True):
         # The largest magnitude that is dropped: the next smaller float32 makes the comparison inclusive.
         bound = float(np.nextafter(np.float32(threshold), np.float32(0))) if threshold > 0 else _KEEP_ALL
         if math.isinf(threshold):
-            out.zero_()
+            out[:] = 0
         elif compiled.can_take(row, out):
             compiled.trim(row, bound, factor, out)
         elif bound < 0:
-            torch.mul(row, factor, out=out)
+            out.copy_(row).mul_(factor)
         else:
+            import torch
+
             torch.ops.aten.hardshrink.out(row, bound, out=out).mul_(factor)
     return kept

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pydantic import Field
-from torch import Tensor
 
-from merge_cli.kernels import divisor_of, weighted_sum
+from merge_cli.kernels import Array, divisor_of, weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Density,
@@ -34,12 +33,14 @@ class DareLinearParams(Params):
     )
 
 
-def dare_linear(block: Block, params: DareLinearParams) -> Tensor:
+def dare_linear(block: Block, params: DareLinearParams) -> Array:
     """Return θ₀ + λ sum_i w_i times the randomly dropped, rescaled task vectors."""
     divisor = divisor_of(params.weight) if params.normalize else 1.0
     factors = rescaling(block, params.density, params.rescale)
     scaled = [params.scale * weight * factor / divisor for weight, factor in zip(params.weight, factors, strict=True)]
-    return weighted_sum(drop_at_random(block, params.density), scaled).add_(block.base)
+    merged = weighted_sum(drop_at_random(block, params.density), scaled)
+    merged += block.base
+    return merged
 
 
 def measure_rescale(params: DareLinearParams) -> Measure | None:
@@ -63,4 +64,5 @@ METHOD = Method(
     "expectation, and its masks depend on schedule and device; here they depend on seed, model, tensor and index",
     measure=measure_rescale,
     caution=caution,
+    numpy=True,
 )

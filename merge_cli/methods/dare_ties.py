@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from merge_cli.kernels import Election, ZeroSum, disjoint_merge
+from merge_cli.kernels import Array, Election, ZeroSum, disjoint_merge
 from merge_cli.methods.contract import Block, Method, Need, setting
 from merge_cli.methods.dare_linear import DareLinearParams, caution, measure_rescale
 from merge_cli.methods.prepare.dare import drop_at_random, rescaling
@@ -19,15 +17,18 @@ class DareTiesParams(DareLinearParams):
     )
 
 
-def dare_ties(block: Block, params: DareTiesParams) -> Tensor:
+def dare_ties(block: Block, params: DareTiesParams) -> Array:
     """Return θ₀ + λ times the disjoint merge of the randomly dropped, rescaled, weighted task vectors."""
     factors = rescaling(block, params.density, params.rescale)
     scaled = [weight * factor for weight, factor in zip(params.weight, factors, strict=True)]
-    weighted = drop_at_random(block, params.density).mul_(block.column(scaled))
+    weighted = drop_at_random(block, params.density)
+    weighted *= block.column(scaled)
     merged = disjoint_merge(
         weighted, params.weight, by=params.elect, zero_sum=params.zero_sum, normalize=params.normalize
     )
-    return merged.mul_(params.scale).add_(block.base)
+    merged *= params.scale
+    merged += block.base
+    return merged
 
 
 METHOD = Method(
@@ -42,4 +43,5 @@ METHOD = Method(
     "dare_linear. Dropping biases the election: lower lambda towards 1 / (1 + p + … + pⁿ⁻¹)",
     measure=measure_rescale,
     caution=caution,
+    numpy=True,
 )

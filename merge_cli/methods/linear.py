@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Self
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from merge_cli.kernels import weighted_sum
+from merge_cli.kernels import Array, weighted_sum
 from merge_cli.methods.contract import Block, Method, Need, Params, Weights, per_model, unusual_average
 
 
@@ -27,7 +26,7 @@ class LinearParams(Params):
         return self
 
 
-def linear(block: Block, params: LinearParams) -> Tensor:
+def linear(block: Block, params: LinearParams) -> Array:
     """Return sum_i w_i θ_i, divided by sum_i w_i with ``normalize``."""
     divisor = sum(params.weight) if params.normalize else 1.0
     return weighted_sum(block.models, [weight / divisor for weight in params.weight])
@@ -43,4 +42,5 @@ METHOD = Method(
     differs="mergekit rounds weights and products to dtype before summing and divides by zero weights without a word; "
     "a base_model that is not among the models takes no part here, and crashes there",
     caution=lambda params: unusual_average(params.weight, normalize=params.normalize),
+    numpy=True,
 )

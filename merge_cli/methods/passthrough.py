@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from merge_cli.kernels import Array
 from merge_cli.methods.contract import Block, Method, Need, Params, per_model
 
 
@@ -13,7 +12,7 @@ class PassthroughParams(Params):
     scale: tuple[float, ...] = per_model(1.0, description="factor that the tensor is multiplied with")
 
 
-def passthrough(block: Block, params: PassthroughParams) -> Tensor:
+def passthrough(block: Block, params: PassthroughParams) -> Array:
     """Return the only model, scaled."""
     return block.models[0] * params.scale[0]
 
@@ -27,4 +26,5 @@ METHOD = Method(
     source="no paper: the identity",
     models=(1, 1),
     copies=lambda params: params.scale == (1.0,),
+    numpy=True,
 )

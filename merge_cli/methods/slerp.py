@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 from pydantic import Field
-from torch import Tensor
 
-from merge_cli.kernels import grain_gram, slerp_coefficients
+from merge_cli.kernels import Array, grain_gram, slerp_coefficients, weighted_sum
 from merge_cli.methods.contract import Block, Extent, Method, Need, Params, Totals, measure_sums
 
 
@@ -17,14 +16,13 @@ class SlerpParams(Params):
     t: float = Field(description="where between the two: 0 is the base, 1 the other model")
 
 
-def slerp(block: Block, params: SlerpParams) -> Tensor:
+def slerp(block: Block, params: SlerpParams) -> Array:
     """Return the point at ``t`` on the arc between base and model, each tensor taken as one vector."""
     first, second = block.measured
-    merged: Tensor = block.base * first
-    return merged.add_(block.models[0], alpha=second)
+    return weighted_sum([block.base, block.models[0]], [first, second])
 
 
-def _gram(block: Block, _: SlerpParams) -> Tensor:
+def _gram(block: Block, _: SlerpParams) -> Array:
     return grain_gram(block.base, block.models[0])
 
 
@@ -51,4 +49,5 @@ METHOD = Method(
     models=(1, 1),
     caution=_caution,
     measure=lambda params: measure_sums(frozenset({Need.BASE, Need.MODELS}), Extent.TENSOR, _gram, _coefficients),
+    numpy=True,
 )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pydantic import Field
-from torch import Tensor
 
-from merge_cli.kernels import divisor_of, weighted_sum
+from merge_cli.kernels import Array, divisor_of, weighted_sum
 from merge_cli.methods.contract import Block, Method, Need, Params, Scale, Weights, per_model, unusual_task_weights
 
 
@@ -17,11 +16,13 @@ class TaskArithmeticParams(Params):
     normalize: bool = Field(False, description="divide by the sum of the weights")
 
 
-def task_arithmetic(block: Block, params: TaskArithmeticParams) -> Tensor:
+def task_arithmetic(block: Block, params: TaskArithmeticParams) -> Array:
     """Return θ₀ + λ sum_i w_i (θ_i - θ₀), the sum divided by sum_i w_i with ``normalize``."""
     divisor = divisor_of(params.weight) if params.normalize else 1.0
     scaled = [params.scale * weight / divisor for weight in params.weight]
-    return weighted_sum(block.deltas, scaled).add_(block.base)
+    merged = weighted_sum(block.deltas, scaled)
+    merged += block.base
+    return merged
 
 
 METHOD = Method(
@@ -33,4 +34,5 @@ METHOD = Method(
     source="Ilharco et al. 2023, arXiv 2212.04089",
     differs="mergekit computes in dtype, so bfloat16 recipes lose bits there",
     caution=lambda params: unusual_task_weights(params.weight, scale=params.scale, normalize=params.normalize),
+    numpy=True,
 )

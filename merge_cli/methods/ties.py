@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from merge_cli.kernels import Election, ZeroSum, disjoint_merge, keep_at_least
+from merge_cli.kernels import Array, Election, ZeroSum, disjoint_merge, keep_at_least
 from merge_cli.methods.contract import (
     Block,
     Density,
@@ -41,13 +40,15 @@ class TiesParams(Params):
     )
 
 
-def ties(block: Block, params: TiesParams) -> Tensor:
+def ties(block: Block, params: TiesParams) -> Array:
     """Return θ₀ + λ times the disjoint merge of the trimmed, weighted task vectors."""
     weighted = keep_at_least(block.deltas, block.measured, params.weight)
     merged = disjoint_merge(
         weighted, params.weight, by=params.elect, zero_sum=params.zero_sum, normalize=params.normalize
     )
-    return merged.mul_(params.scale).add_(block.base)
+    merged *= params.scale
+    merged += block.base
+    return merged
 
 
 def _measure(params: TiesParams) -> Measure:
@@ -66,4 +67,5 @@ METHOD = Method(
     "kept; mergekit stops where density keeps no entry of a small tensor, here that task vector is then zero",
     measure=_measure,
     caution=lambda params: unusual_task_weights(params.weight, scale=params.scale, normalize=params.normalize),
+    numpy=True,
 )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from merge_cli.checkpoint import Checkpoint, Reader, to_torch
 from merge_cli.report.inspection import layer_of, natural_key
 
@@ -34,6 +32,8 @@ def summarize_fisher(checkpoint: Checkpoint) -> dict[str, LayerSummary]:
     """Read a Fisher block by block and return layer -> summary; empty for a checkpoint that is none."""
     if checkpoint.metadata.get("kind") not in ("fisher", "precision"):
         return {}
+    import torch
+
     found: dict[str, list[tuple[int, float, int, float]]] = {}
     buffer = torch.empty(_BLOCK * 8, dtype=torch.uint8)
     view = memoryview(buffer.numpy())  # type: ignore[arg-type]

@@ -1,18 +1,25 @@
 """Which device to compute on."""
 
-import torch
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
 
 from merge_cli.errors import RecipeError
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device to compute on; ``auto`` takes a GPU where there is one.
+def choose_device(name: str) -> str:
+    """Return the device to compute on, ``cpu`` or ``cuda[:N]``; ``auto`` takes a GPU where there is one.
 
     Raises:
         RecipeError: If there is no such device.
     """
+    if name == "cpu" or (name == "auto" and not _has_driver()):
+        return "cpu"
+    import torch
+
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -21,4 +28,13 @@ def choose_device(name: str) -> torch.device:
         raise RecipeError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     if device.type not in ("cpu", "cuda"):
         raise RecipeError(f"--device {name}: expected auto, cpu or cuda[:N]")
-    return device
+    return str(device)
+
+
+def _has_driver() -> bool:
+    """Whether there is what torch cannot use a GPU without, NVIDIA's driver or AMD's: asked without importing torch."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True

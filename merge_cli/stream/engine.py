@@ -19,6 +19,7 @@ from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.forking import can_fork
 from merge_cli.stream.journal import Journal, Record, Span, Tally, gaps, spans_of
+from merge_cli.stream.numpy_worker import NumpyWorker, suits
 from merge_cli.stream.pool import Job, Pool
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.ranges import blocks, ranges
@@ -65,12 +66,13 @@ def stream(
     """
     keep_large_buffers()
     device = choose_device(plan.device)
-    forked = processes and plan.threads > 1 and device.type == "cpu" and can_fork()
+    forked = processes and plan.threads > 1 and device == "cpu" and can_fork()
     crowded = crowds_memory(plan)
     numel = sum(task.place.numel for task in plan.tasks)
     count = plan.threads if forked or numel >= _SMALL_TENSOR * len(plan.tasks) else 1
     try:
-        workers = [Worker(plan, reader, writer, device, precision_writer, crowded) for _ in range(count)]
+        kind = _kind_of_worker(plan, device)
+        workers = [kind(plan, reader, writer, device, precision_writer, crowded) for _ in range(count)]
     except RuntimeError as error:
         raise as_memory_error(error) from None
     if forked:
@@ -85,7 +87,15 @@ def stream(
     _Engine(plan, pool, count, listener or Quiet(), chain, tallies, done, digests, journal).run()
     reader.check_unchanged()
     sums = tallies.sums()
-    return StreamResult(dict(sorted(tallies.counts.items())), str(device), sums, diagnosis(chain, sums), crowded)
+    return StreamResult(dict(sorted(tallies.counts.items())), device, sums, diagnosis(chain, sums), crowded)
+
+
+def _kind_of_worker(plan: MergePlan, device: str) -> type[Worker]:
+    if device == "cpu" and suits(plan):
+        return NumpyWorker
+    from merge_cli.stream.torch_worker import TorchWorker
+
+    return TorchWorker
 
 
 @dataclass(frozen=True)
@@ -235,11 +245,10 @@ class _Engine:
         return job
 
     def _copy(self, worker: Worker, task: TensorTask, span: Span) -> Record:
-        assert task.copied is not None
         worker.expect(task, span)
         worker.tally = Tally()
         for start, count in blocks(span, self.plan.block_numel):
-            worker.write(worker.read(task.copied, start, count), task, start)
+            worker.copy(task, start, count)
         worker.forget(task, span)
         return Record(task.place.name, *span, worker.tally)
 

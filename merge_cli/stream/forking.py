@@ -23,10 +23,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch
-
 from merge_cli.errors import MergeError, ResourceError
-from merge_cli.stream.work import Context, Message, Messages, Work, as_memory_error, messages
+from merge_cli.stream.work import Context, Message, Messages, Work, as_memory_error, messages, set_torch_threads
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Numbers of this many batches fit into the smallest pipe that a system makes.
@@ -148,7 +146,7 @@ def _run(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with(parent)
-    torch.set_num_threads(1)
+    set_torch_threads(1)
     numbers = iter(lambda: os.read(tickets, _NUMBER.size), b"")
     try:
         for message in messages(context, work, (batches[_NUMBER.unpack(number)[0]] for number in numbers)):

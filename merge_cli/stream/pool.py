@@ -15,10 +15,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-import torch
-
 from merge_cli.stream.forking import in_processes
-from merge_cli.stream.work import Context, Last, Message, Messages, Work, as_memory_error, messages
+from merge_cli.stream.work import Context, Last, Message, Messages, Work, as_memory_error, messages, set_torch_threads
 
 W = TypeVar("W", bound=Context)
 T = TypeVar("T")
@@ -79,15 +77,14 @@ def _each(numbers: Iterable[int]) -> Iterator[range]:
 
 
 def _in_this_thread(context: Context, work: Work) -> Messages:
-    before = torch.get_num_threads()
     # Blocks are small: torch's own threads would only wait for each other.
-    torch.set_num_threads(1)
+    before = set_torch_threads(1)
     try:
         yield from messages(context, work, _each(range(len(work.jobs))))
     except RuntimeError as error:
         raise as_memory_error(error) from None
     finally:
-        torch.set_num_threads(before)
+        set_torch_threads(before)
 
 
 def _in_threads(contexts: Sequence[Context], work: Work) -> Messages:
@@ -96,7 +93,7 @@ def _in_threads(contexts: Sequence[Context], work: Work) -> Messages:
     numbers, stopped = iter(list(range(len(work.jobs)))), threading.Event()
 
     def run(context: Context) -> None:
-        torch.set_num_threads(1)
+        set_torch_threads(1)
         try:
             for message in messages(context, work, _each(number for number in numbers if not stopped.is_set())):
                 told.put(message)

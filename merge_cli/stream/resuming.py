@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from merge_cli.checkpoint import Files, Layout
 from merge_cli.checkpoint.turning import writing
@@ -25,8 +24,8 @@ def decisions(plan: MergePlan, tool: str) -> dict[str, Any]:
         plan: What is to be done.
         tool: Name and version of this program.
     """
-    device = choose_device(plan.device).type
-    programs = {"tool": tool, "torch": torch.__version__, "device": device}
+    device = choose_device(plan.device).partition(":")[0]
+    programs = {"tool": tool, "torch": version("torch"), "device": device}
     return {**programs, "--allow-nonfinite": plan.allow_nonfinite, **plan.decisions}
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from merge_cli.checkpoint import Reader, StoredTensor, to_torch
+from merge_cli.checkpoint import Reader, StoredTensor
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.stream.numbers import Numbers, as_float32
 
 # Tensors that are sampled at most, and at least where there are many models; runs in each, and elements of a run.
 _TENSORS, _FEWEST = 48, 8
@@ -31,7 +31,7 @@ class Sample:
     """
 
     tasks: tuple[TensorTask, ...]
-    parts: tuple[Tensor, ...]
+    parts: tuple[Numbers, ...]
     stands_for: tuple[float, ...]
 
     @property
@@ -68,7 +68,7 @@ def take_sample(plan: MergePlan, reader: Reader) -> Sample | None:
     tasks = _spread(matrices, min(_TENSORS, max(_FEWEST, _NUMBERS // (_RUNS * _RUN * checkpoints))))
     runs = [list(_runs(task.place.numel, _RUNS, _RUN)) for task in tasks]
     parts = tuple(
-        torch.stack([_read(reader, tensor, each) for tensor in compared(task)])
+        np.stack([_read(reader, tensor, each) for tensor in compared(task)])
         for task, each in zip(tasks, runs, strict=True)
     )
     stands_for = tuple(task.place.numel / part.shape[1] for task, part in zip(tasks, parts, strict=True))
@@ -90,7 +90,8 @@ def alike(plan: MergePlan, pairs: Sequence[tuple[int, int]], reader: Reader) -> 
         for task in tasks:
             runs = list(_runs(task.place.numel, 3, _WIDE_RUN))
             both = [compared(task)[i] for i in (one, other)]
-            if not torch.equal(*(_read(reader, tensor, runs) for tensor in both)):
+            first, second = (_read(reader, tensor, runs) for tensor in both)
+            if not np.array_equal(first, second):
                 break
             elements += sum(count for _, count in runs)
         else:
@@ -113,7 +114,7 @@ def _runs(numel: int, runs: int, length: int) -> Iterator[tuple[int, int]]:
         yield (numel - length) * run // (runs - 1), length
 
 
-def _read(reader: Reader, tensor: StoredTensor, runs: Iterable[tuple[int, int]]) -> Tensor:
+def _read(reader: Reader, tensor: StoredTensor, runs: Iterable[tuple[int, int]]) -> Numbers:
     """Read runs of a tensor one after the other as float32, what is not finite as zero."""
     runs = list(runs)
     size = tensor.dtype.itemsize
@@ -122,5 +123,4 @@ def _read(reader: Reader, tensor: StoredTensor, runs: Iterable[tuple[int, int]])
     for start, count in runs:
         reader.read_into(view[done : done + count * size], tensor, start)
         done += count * size
-    numbers = torch.frombuffer(raw, dtype=to_torch(tensor.dtype)).to(torch.float32)
-    return numbers.nan_to_num_(0.0, 0.0, 0.0)
+    return as_float32(raw, tensor.dtype)

@@ -21,12 +21,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from merge_cli.checkpoint import Checkpoint, DType, Reader, to_torch
+from merge_cli.checkpoint import Checkpoint, DType, Reader
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.stream.numbers import COARSENESS, finite, rounded, step
 from merge_cli.stream.sample import Sample, alike, compared, take_sample
 
 # Of fewer numbers, the cosine of unrelated models is far from zero by chance: its deviation is 1 / sqrt(count).
@@ -98,7 +98,7 @@ class _Look:
         first: dict[bytes, int] = {}
         pairs = []
         for i in range(self.sample.checkpoints):
-            numbers = b"".join(part[i].numpy().tobytes() for part in self.sample.parts)
+            numbers = b"".join(part[i].tobytes() for part in self.sample.parts)
             pairs.append((first.setdefault(numbers, i), i))
         return [(one, other) for one, other in pairs if one != other and not self.is_same(one, other)]
 
@@ -133,11 +133,11 @@ class _Look:
 
     def products(self) -> tuple[list[float], list[float], list[float]]:
         """Estimate ‖θᵢ‖², ⟨θᵢ, θ₀⟩ and ‖θᵢ − θ₀‖² over the sampled tensors, θ₀ being the first checkpoint."""
-        sums = torch.zeros(3, self.sample.checkpoints, dtype=torch.float64)
+        sums = np.zeros((3, self.sample.checkpoints))
         for part, share in zip(self.sample.parts, self.sample.stands_for, strict=True):
-            rows = part.double()
-            both = [rows.square().sum(dim=1), rows @ rows[0], (rows - rows[0]).square().sum(dim=1)]
-            sums += share * torch.stack(both)
+            rows = part.astype(np.float64)
+            both = [np.square(rows).sum(axis=1), (rows * rows[0]).sum(axis=1), np.square(rows - rows[0]).sum(axis=1)]
+            sums += share * np.stack(both)
         squares, dots, distances = sums.tolist()
         return squares, dots, distances
 
@@ -150,11 +150,11 @@ class _Look:
                 dtype = max((each.dtype for each in (compared(task)[0], compared(task)[i])), key=_coarseness)
                 if dtype not in _NARROW:
                     continue
-                delta = (part[i] - part[0]).abs()
+                delta = abs(part[i] - part[0])
                 moved = delta > 0
-                step = _step(torch.maximum(part[i].abs(), part[0].abs()), dtype)
+                steps = step(np.maximum(abs(part[i]), abs(part[0])), dtype)
                 changed += int(moved.sum())
-                near += int((moved & (delta <= step)).sum())
+                near += int((moved & (delta <= steps)).sum())
                 names[dtype.torch_name] = None
             if changed >= _FEWEST and near >= _NEAR_ROUNDING * changed:
                 yield (
@@ -171,13 +171,13 @@ class _Look:
             dtype = task.place.dtype
             if dtype not in _NARROW:
                 continue
-            delta = torch.tensor(_factors(task)) @ (part[1:] - part[0])
-            stored = _rounded(part[0] + delta, dtype)
-            error = (stored - part[0] - delta).nan_to_num_(0.0, 0.0, 0.0)
-            wanted += share * float(delta.double().square().sum())
-            lost += share * float(error.double().square().sum())
+            delta = np.array(_factors(task), np.float32) @ (part[1:] - part[0])
+            stored = rounded(part[0] + delta, dtype)
+            error = finite(stored - part[0] - delta)
+            wanted += share * float(np.square(delta, dtype=np.float64).sum())
+            lost += share * float(np.square(error, dtype=np.float64).sum())
             moved += int((delta != 0).sum())
-            back += int(((delta != 0) & (stored == _rounded(part[0], dtype))).sum())
+            back += int(((delta != 0) & (stored == rounded(part[0], dtype))).sum())
             names[dtype.torch_name] = None
         if moved >= _FEWEST and lost >= _LOST**2 * wanted:
             yield (
@@ -196,16 +196,4 @@ def _factors(task: TensorTask) -> list[float]:
 
 
 def _coarseness(dtype: DType) -> float:
-    return torch.finfo(to_torch(dtype)).eps
-
-
-def _step(magnitude: Tensor, dtype: DType) -> Tensor:
-    """Return the distance between neighbouring numbers of a dtype at each magnitude."""
-    told = torch.finfo(to_torch(dtype))
-    # frexp gives mantissas in [0.5, 1), so the power of two below a number has an exponent that is one less.
-    exponent = torch.frexp(magnitude.clamp(min=told.smallest_normal)).exponent - 1
-    return torch.ldexp(torch.full_like(magnitude, told.eps), exponent)
-
-
-def _rounded(values: Tensor, dtype: DType) -> Tensor:
-    return values.to(to_torch(dtype)).to(torch.float32)
+    return COARSENESS[dtype].eps

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
-
+from merge_cli.kernels import Array
 from merge_cli.methods.contract import Block, Extent, Masks, Measure, Need, Params
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.worker import Worker
@@ -90,7 +89,7 @@ class Chain:
             inputs[Need.MODELS] = inputs[Need.DELTAS] + inputs[Need.BASE]
         return self._made({need: inputs[need] for need in needs}, worker, task, start, stage)
 
-    def _made(self, inputs: Mapping[Need, Tensor], worker: Worker, task: TensorTask, start: int, stage: int) -> Block:
+    def _made(self, inputs: Mapping[Need, Array], worker: Worker, task: TensorTask, start: int, stage: int) -> Block:
         name = task.place.name
         masks = Masks(self.plan.recipe.seed, stage, name, len(task.models), start)
         value = self.whole.get(stage, self.single.get((stage, name)))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-import torch
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't start new thread")
 
@@ -48,8 +47,21 @@ def messages(context: Any, work: Work, batches: Iterable[range]) -> Messages:
 
 def as_memory_error(error: BaseException) -> BaseException:
     """Return an error as a MemoryError if it is one: neither torch's CPU allocator nor threads have a type for it."""
-    if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+    torch = sys.modules.get("torch")
+    if (torch is not None and isinstance(error, torch.OutOfMemoryError)) or any(
+        sign in str(error) for sign in _OUT_OF_MEMORY
+    ):
         memory_error = MemoryError(str(error))
         memory_error.__cause__ = error
         return memory_error
     return error
+
+
+def set_torch_threads(count: int) -> int:
+    """Have torch use so many threads of its own, if it is imported; return how many it used before."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return count
+    before: int = torch.get_num_threads()
+    torch.set_num_threads(count)
+    return before

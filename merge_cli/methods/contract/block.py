@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from merge_cli.kernels import Key, grain_sums, keep_mask, make_key
+from merge_cli.kernels import Array, Key, empty, grain_sums, is_numpy, keep_mask, make_key
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Need(StrEnum):
@@ -55,7 +57,8 @@ class Masks:
 class Block:
     """A run of ``numel`` elements of one tensor, float32, on the device where the work is done.
 
-    Inputs must not be modified. Reading one that the method did not declare in ``needs`` raises LookupError.
+    Inputs are torch tensors, or numpy arrays for a method that takes these. They must not be modified. Reading one that
+    the method did not declare in ``needs`` raises LookupError.
 
     Attributes:
         inputs: What was declared: rows ``(n, numel)`` for what each model has, ``(numel,)`` for what the base has.
@@ -67,51 +70,51 @@ class Block:
         emitted: What :meth:`emit` was given.
     """
 
-    inputs: Mapping[Need, Tensor]
+    inputs: Mapping[Need, Array]
     masks: Masks
     measured: Any = None
     posterior: tuple[bool, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
     sums: dict[str, array[float]] = field(default_factory=dict)
-    emitted: dict[str, Tensor] = field(default_factory=dict)
+    emitted: dict[str, Array] = field(default_factory=dict)
 
     @property
-    def models(self) -> Tensor:
+    def models(self) -> Array:
         """The models θᵢ, shape ``(n, numel)``."""
         return self._input(Need.MODELS)
 
     @property
-    def base(self) -> Tensor:
+    def base(self) -> Array:
         """The base θ₀, shape ``(numel,)``."""
         return self._input(Need.BASE)
 
     @property
-    def deltas(self) -> Tensor:
+    def deltas(self) -> Array:
         """The deltas θᵢ − θ₀, shape ``(n, numel)``."""
         return self._input(Need.DELTAS)
 
     @property
-    def fisher(self) -> Tensor:
+    def fisher(self) -> Array:
         """The models' Fisher diagonals on the mean scale, shape ``(n, numel)``."""
         return self._input(Need.FISHER)
 
     @property
-    def base_fisher(self) -> Tensor:
+    def base_fisher(self) -> Array:
         """The base's Fisher diagonal on the mean scale, shape ``(numel,)``."""
         return self._input(Need.BASE_FISHER)
 
     @property
-    def curvature(self) -> Tensor:
+    def curvature(self) -> Array:
         """The models' curvatures Hᵢ = Nᵢ·Fᵢ, shape ``(n, numel)``."""
         return self._input(Need.CURVATURE)
 
     @property
-    def base_curvature(self) -> Tensor:
+    def base_curvature(self) -> Array:
         """The base's curvature H₀ = N₀·F₀ without prior precision, shape ``(numel,)``."""
         return self._input(Need.BASE_CURVATURE)
 
     @property
-    def gradients(self) -> Tensor:
+    def gradients(self) -> Array:
         """The gradients of the models' summed losses at θᵢ, shape ``(n, numel)``."""
         return self._input(Need.GRADIENTS)
 
@@ -127,40 +130,44 @@ class Block:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs are."""
+        """Where the inputs are, if they are torch tensors."""
         return next(iter(self.inputs.values())).device
 
     def has(self, need: Need) -> bool:
         """Whether an input was both declared and given."""
         return need in self.inputs
 
-    def column(self, values: Sequence[float]) -> Tensor:
+    def column(self, values: Sequence[float]) -> Array:
         """Return one number per model as a column, shape ``(n, 1)``, to multiply rows with."""
+        if is_numpy(next(iter(self.inputs.values()))):
+            return np.array(values, dtype=np.float32)[:, None]  # type: ignore[return-value]
+        import torch
+
         return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None]
 
-    def keep_mask(self, density: Sequence[float]) -> Tensor:
+    def keep_mask(self, density: Sequence[float]) -> Array:
         """Return random ones and zeros, shape ``(n, numel)``: ones with each model's probability.
 
         The mask of an element depends on seed, model, tensor and the element's index, on nothing else.
         """
-        masks = torch.empty(self.n, self.numel, device=self.device)
+        masks = empty(next(iter(self.inputs.values())), self.n, self.numel)
         for model, (kept, row) in enumerate(zip(density, masks, strict=True)):
             keep_mask(self.masks.key(model), self.masks.start, kept, out=row)
         return masks
 
-    def count(self, what: str, where: Tensor) -> None:
+    def count(self, what: str, where: Array) -> None:
         """Add the number of true elements to a count that the report shows."""
         self.counts[what] += int(where.sum())
 
-    def add(self, what: str, values: Tensor) -> None:
+    def add(self, what: str, values: Array) -> None:
         """Add values of shape ``(numel,)`` to a sum over the whole model, for the method's diagnosis."""
         self.sums.setdefault(what, array("d")).extend(grain_sums(values[None])[0].tolist())
 
-    def emit(self, what: str, values: Tensor) -> None:
+    def emit(self, what: str, values: Array) -> None:
         """Give a second result of shape ``(numel,)``; it is written where the recipe asks for it."""
         self.emitted[what] = values
 
-    def _input(self, need: Need) -> Tensor:
+    def _input(self, need: Need) -> Array:
         try:
             return self.inputs[need]
         except KeyError:

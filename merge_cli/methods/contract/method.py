@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from torch import Tensor
-
+from merge_cli.kernels import Array
 from merge_cli.methods.contract.block import Block, Need
 from merge_cli.methods.contract.measure import Measure
 from merge_cli.methods.contract.params import Params
@@ -67,10 +66,12 @@ class Method:
         diagnose: ``(sums, measured, params) -> Diagnosis``: reads what :meth:`Block.add` summed, what the method's
             measure over the model found, and the parameters of one tensor.
         gives_precision: Whether it emits the merged model's posterior precision under ``precision``.
+        numpy: Whether merge and measure also take numpy arrays, so that torch need not be imported for them: they use
+            operators and :mod:`merge_cli.kernels` only, see :mod:`merge_cli.kernels.arrays`.
         version: Raised whenever results change, so that no interrupted merge continues under another definition.
     """
 
-    merge: Callable[[Block, Any], Tensor]
+    merge: Callable[[Block, Any], Array]
     params: type[Params]
     needs: Callable[[Any, frozenset[Need]], frozenset[Need]]
     summary: str
@@ -84,6 +85,7 @@ class Method:
     caution: Callable[[Any], str] = _usual
     diagnose: Callable[[Mapping[str, float], Any, Any], Diagnosis] = _nothing
     gives_precision: bool = False
+    numpy: bool = False
     version: int = 1
 
 
@@ -96,11 +98,13 @@ class Step:
         params: The type of its parameters.
         measure: ``params -> Measure`` over ``block.deltas``, None where none is needed.
         source: The paper.
+        numpy: Whether it also takes numpy arrays, as for :class:`Method`.
         version: Raised whenever results change.
     """
 
-    apply: Callable[[Block, Any], Tensor]
+    apply: Callable[[Block, Any], Array]
     params: type[Params]
     source: str
     measure: Callable[[Any], Measure | None] = _no_measure
+    numpy: bool = False
     version: int = 1

@@ -6,9 +6,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
-
-from merge_cli.kernels import exact_sums
+from merge_cli.kernels import Array, exact_sums
 from merge_cli.methods.contract.block import Block, Need
 from merge_cli.methods.contract.measure import Extent, Measure, Measured, Totals
 
@@ -20,7 +18,7 @@ _Sums = list["array[float]"]
 def measure_sums(
     needs: frozenset[Need],
     over: Extent,
-    sums: Callable[[Block, Any], Tensor],
+    sums: Callable[[Block, Any], Array],
     value: Callable[[Totals, Any, list[float]], Any],
 ) -> Measure:
     """Return a measure of one round that sums numbers over elements, exactly.

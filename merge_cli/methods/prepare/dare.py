@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from merge_cli.kernels import drop, grain_sums
+from merge_cli.kernels import Array, drop, empty, grain_sums
 from merge_cli.methods.contract import Block, Extent, Measure, Need, Params, Step, Totals, measure_sums
 
 Rescale = bool | Literal["l1"]
@@ -24,20 +22,22 @@ class DareParams(Params):
     )
 
 
-def dare(block: Block, params: DareParams) -> Tensor:
+def dare(block: Block, params: DareParams) -> Array:
     """Drop entries of the deltas with probability ``drop_rate`` and rescale the rest."""
     density = [1 - params.drop_rate] * block.n
-    return drop_at_random(block, density).mul_(block.column(rescaling(block, density, params.rescale)))
+    dropped = drop_at_random(block, density)
+    dropped *= block.column(rescaling(block, density, params.rescale))
+    return dropped
 
 
-def drop_at_random(block: Block, density: Sequence[float]) -> Tensor:
+def drop_at_random(block: Block, density: Sequence[float]) -> Array:
     """Return the deltas with entries dropped at random and none rescaled, shape ``(n, numel)``.
 
     Args:
         block: The block.
         density: Probability of keeping an entry, per model; 1 is no change at all, 0 leaves zeros.
     """
-    dropped = torch.empty_like(block.deltas)
+    dropped = empty(block.deltas, *block.deltas.shape)
     for model, (row, kept, out) in enumerate(zip(block.deltas, density, dropped, strict=True)):
         drop(row, block.masks.key(model), block.masks.start, kept, out)
     return dropped
@@ -66,10 +66,11 @@ def measure_l1(density_of: Any) -> Measure:
         A measure whose value is a list of (before, after).
     """
 
-    def sums(block: Block, params: Any) -> Tensor:
-        magnitude = block.deltas.abs()
-        kept = drop_at_random(block, density_of(params, block.n)).abs_()
-        return grain_sums(torch.vstack([magnitude, kept]))
+    def sums(block: Block, params: Any) -> Array:
+        magnitudes = empty(block.deltas, 2 * block.n, block.numel)
+        magnitudes[: block.n] = abs(block.deltas)
+        magnitudes[block.n :] = abs(drop_at_random(block, density_of(params, block.n)))
+        return grain_sums(magnitudes)
 
     def value(totals: Totals, params: Any, norms: list[float]) -> list[tuple[float, float]]:
         return list(zip(norms[: totals.n], norms[totals.n :], strict=True))
@@ -81,4 +82,4 @@ def _measure(params: DareParams) -> Measure | None:
     return measure_l1(lambda params, n: [1 - params.drop_rate] * n) if params.rescale == "l1" else None
 
 
-STEP = Step(apply=dare, params=DareParams, source="Yu et al. 2023, arXiv 2311.03099", measure=_measure)
+STEP = Step(apply=dare, params=DareParams, source="Yu et al. 2023, arXiv 2311.03099", measure=_measure, numpy=True)

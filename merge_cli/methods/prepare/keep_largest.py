@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from merge_cli.kernels import Found, Search, first_search, gather, join, keep_at_least, next_search, sample_size
+from merge_cli.kernels import Array, Found, Search, first_search, gather, join, keep_at_least, next_search, sample_size
 from merge_cli.methods.contract import Block, Density, Extent, Measure, Measured, Need, Params, Step, Totals
 
 # Per model: the threshold once it is known, until then how it is looked for, and what that has found.
@@ -28,7 +27,7 @@ class KeepLargestParams(Params):
     scope: Literal["tensor", "model"] = Field("tensor", description="what density counts in")
 
 
-def keep_largest(block: Block, params: KeepLargestParams) -> Tensor:
+def keep_largest(block: Block, params: KeepLargestParams) -> Array:
     """Zero all but the entries of largest magnitude."""
     return keep_at_least(block.deltas, block.measured)
 
@@ -85,4 +84,5 @@ STEP = Step(
     params=KeepLargestParams,
     source="Yadav et al. 2023, arXiv 2306.01708",
     measure=_measure,
+    numpy=True,
 )

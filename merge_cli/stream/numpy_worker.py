@@ -1,0 +1,80 @@
+"""A worker for what most merges are made of, which does without torch: importing it takes longer than many a merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merge_cli.checkpoint import DType
+from merge_cli.kernels import PATTERNS, Array, compiled, narrow, widen
+from merge_cli.methods.contract import Need
+from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.stream.worker import Worker
+
+_DTYPES = frozenset({DType.BF16, DType.F16, DType.F32})
+_NEEDS = frozenset({Need.BASE, Need.MODELS, Need.DELTAS})
+
+
+def suits(plan: MergePlan) -> bool:
+    """Whether numpy and the compiled kernels can do all of a plan, on the CPU."""
+    return (
+        compiled.LIBRARY is not None
+        and plan.method.numpy
+        and all(step.numpy for step, _ in plan.prepared_by)
+        and plan.needs <= _NEEDS
+        and all(_suits(task) for task in plan.tasks)
+    )
+
+
+def _suits(task: TensorTask) -> bool:
+    if task.copied is not None and task.copied.dtype is task.place.dtype and not task.place.dtype.is_float:
+        return True
+    return task.place.dtype in _DTYPES and all(source.dtype in _DTYPES for source in task.sources)
+
+
+@dataclass
+class NumpyWorker(Worker):
+    """Blocks are numpy arrays."""
+
+    def write(self, result: Array, task: TensorTask, start: int) -> None:
+        """Cast a result to the output dtype, check it, write it."""
+        dtype = task.place.dtype
+        nbytes = len(result) * dtype.itemsize
+        wrong = narrow(np.ascontiguousarray(result), dtype.torch_name, self._typed(self._raw_out[:nbytes], dtype))
+        if wrong and not (task.copied is not None and self.plan.allow_nonfinite):
+            raise self._not_finite(task.place)
+        self.writer.write(self._view_out[:nbytes], task.place, start)
+
+    def copy(self, task: TensorTask, start: int, count: int) -> None:
+        """Write a run of a tensor that is copied."""
+        source, place = task.copied, task.place
+        assert source is not None
+        if source.dtype is not place.dtype:
+            self.write(self._load_rows("copied", [source], start, count)[0], task, start)
+            return
+        stored = self._read_rows([source], start, count)
+        if source.dtype.is_float and not self.plan.allow_nonfinite:
+            rows = self._rows_of("copied", 1, count)
+            if source.dtype is DType.F32:
+                rows[:] = stored
+                stored = rows
+            self._note_nonfinite(widen(stored, source.dtype.torch_name, rows)[0], source)
+        self.writer.write(self._view_in[: count * source.dtype.itemsize], place, start)
+
+    def write_precision(self, precision: Array, task: TensorTask, start: int) -> None:
+        """Do nothing: no method without torch gives one."""
+
+    def _raw(self, nbytes: int) -> tuple[NDArray[np.uint8], memoryview]:
+        buffer = np.empty(nbytes, dtype=np.uint8)
+        return buffer, buffer.data
+
+    def _typed(self, raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.generic]:
+        # What is no float is copied in bytes.
+        return raw.view(PATTERNS.get(dtype.torch_name, np.uint8))
+
+    def _rows_of(self, name: str, n: int, count: int) -> Array:
+        if name not in self._rows:
+            self._rows[name] = np.empty(n * self._numel, dtype=np.float32)  # type: ignore[assignment]
+        return self._rows[name][: n * count].reshape(n, count)
