@@ -54,6 +54,8 @@ def disjoint_merge(
     Source:
         The disjoint merge of TIES-Merging, Yadav et al. 2023, section 3, arXiv 2306.01708.
     """
+    if len(weighted) != len(weights):
+        raise ValueError(f"{len(weighted)} rows and {len(weights)} weights")
     positive = [weight for weight in weights if weight > 0]
     # Where the divisor is below the least weight, no weight is negative, the total is zero too.
     least = min(positive, default=1.0) / 2 if min(weights) >= 0 else _VANISHES

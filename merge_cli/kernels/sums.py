@@ -44,6 +44,8 @@ def weighted_sum(rows: Array | Sequence[Array], weights: Sequence[float]) -> Arr
         A new array of shape ``(numel,)``.
     """
     rows = list(rows)
+    if len(rows) != len(weights):
+        raise ValueError(f"{len(rows)} rows and {len(weights)} weights")
     if compiled.can_take(*rows):
         return compiled.weighted_sum(rows, weights)
     # No add_ with alpha: it rounds once on processors that can, and not elsewhere.

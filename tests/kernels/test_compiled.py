@@ -1,7 +1,9 @@
 """What is compiled gives the bits that torch and numpy give."""
 
 import ctypes
+import functools
 import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,9 +25,11 @@ from merge_cli.kernels import (
     drop,
     gather,
     grain_gram,
+    grain_sums,
     keep_at_least,
     keep_mask,
     make_key,
+    weighted_sum,
     widen,
 )
 from merge_cli.kernels.quantile import Bracket, Tally
@@ -50,19 +55,32 @@ def rows(draw: st.DrawFn) -> Tensor:
     return drawn
 
 
+Do = Callable[[Callable[[Tensor], Any]], Any]
+
+
 def bits(result: Any) -> Any:
+    if isinstance(result, np.ndarray):
+        return result.view(np.int32).tolist()
     return result.view(torch.int32).tolist() if isinstance(result, Tensor) else result
 
 
-def either_way(do: Callable[[], Any]) -> tuple[Any, Any]:
-    """Return what comes of it with the compiled kernels and without."""
+def every_way(do: Do) -> list[Any]:
+    """Return what comes of it with compiled kernels for numpy's arrays, and for torch's tensors, and without.
+
+    Args:
+        do: Given what makes an array of a tensor; must not change the tensor.
+    """
     if _LIBRARY is None:
         pytest.skip("the kernels were not compiled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "LIBRARY", _LIBRARY)
-        first = do()
+        found = [bits(do(lambda tensor: tensor.clone().numpy())), bits(do(Tensor.clone))]
         patch.setattr(compiled, "LIBRARY", None)
-        return bits(first), bits(do())
+        return [*found, bits(do(Tensor.clone))]
+
+
+def agree(found: list[Any]) -> bool:
+    return all(each == found[0] for each in found)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,37 +94,50 @@ def test_a_disjoint_merge(deltas: Tensor, data: st.DataObject) -> None:
     weights = data.draw(st.lists(WEIGHTS, min_size=len(deltas), max_size=len(deltas)))
     weighted = deltas * torch.tensor(weights)[:, None]
     for by, zero_sum, normalize in itertools.product(("mass", "count"), ("plus", "none"), (True, False)):
-        with_, without = either_way(
-            lambda by=by, zero_sum=zero_sum, normalize=normalize: disjoint_merge(  # type: ignore[misc]
-                weighted.clone(), weights, by=by, zero_sum=zero_sum, normalize=normalize
-            )
+        merge = functools.partial(
+            disjoint_merge,
+            weights=weights,
+            by=by,
+            zero_sum=zero_sum,
+            normalize=normalize,  # type: ignore[arg-type]
         )
-        assert with_ == without
+        assert agree(every_way(lambda made, merge=merge: merge(made(weighted))))  # type: ignore[misc]
+
+
+@settings(deadline=None)
+@given(rows(), st.data())
+def test_a_weighted_sum(models: Tensor, data: st.DataObject) -> None:
+    weights = data.draw(st.lists(WEIGHTS, min_size=len(models), max_size=len(models)))
+    assert agree(every_way(lambda made: weighted_sum(made(models), weights)))
 
 
 @settings(deadline=None)
 @given(rows(), st.data())
 def test_trimming(delta: Tensor, data: st.DataObject) -> None:
     thresholds = data.draw(
-        st.lists(st.sampled_from([0.0, SMALLEST, 0.5, 1.0, LARGEST]), min_size=len(delta), max_size=len(delta))
+        st.lists(
+            st.sampled_from([0.0, SMALLEST, 0.5, 1.0, LARGEST, math.inf]), min_size=len(delta), max_size=len(delta)
+        )
     )
     factors = data.draw(st.lists(WEIGHTS, min_size=len(delta), max_size=len(delta)))
-    with_, without = either_way(lambda: keep_at_least(delta, thresholds, factors))
-    assert with_ == without
+    assert agree(every_way(lambda made: keep_at_least(made(delta), thresholds, factors)))
 
 
 @settings(deadline=None)
-@given(rows(), st.booleans(), st.sampled_from([torch.bfloat16, torch.float32]))
-def test_widening(stored: Tensor, less: bool, dtype: torch.dtype) -> None:
-    taken = stored[0].clone() if less else None
+@given(rows(), st.booleans(), st.sampled_from([torch.bfloat16, torch.float16, torch.float32]))
+def test_widening(numbers: Tensor, less: bool, dtype: torch.dtype) -> None:
+    name, stored = str(dtype).removeprefix("torch."), numbers.to(dtype)
 
-    def widened() -> Tensor:
-        out = stored.clone()
-        widen(out if dtype is torch.float32 else stored.to(dtype), out, taken)
-        return out
+    def widened(made: Callable[[Tensor], Any]) -> Any:
+        out = made(numbers)
+        if dtype is torch.float32:
+            held = out
+        else:
+            held = stored.view(torch.uint16).numpy() if isinstance(out, np.ndarray) else stored
+        wrong = widen(held, name, out, made(numbers[0]) if less else None)
+        return wrong, bits(out)
 
-    with_, without = either_way(widened)
-    assert with_ == without
+    assert agree(every_way(widened))
 
 
 @settings(deadline=None)
@@ -116,11 +147,9 @@ def test_widening(stored: Tensor, less: bool, dtype: torch.dtype) -> None:
     st.sampled_from([0.0, 2**-40, 0.1, 0.3, 0.5, 0.9, 1 - 2**-40, 1.0]),
 )
 def test_masks_and_what_they_leave(row: Tensor, start: int, density: float) -> None:
-    out, key = torch.empty(row.shape[1]), make_key(0, "w")
-    with_, without = either_way(lambda: keep_mask(key, start, density, out.clone()))
-    assert with_ == without
-    with_, without = either_way(lambda: drop(row[0].clone(), key, start, density, out.clone()))
-    assert with_ == without
+    key = make_key(0, "w")
+    assert agree(every_way(lambda made: keep_mask(key, start, density, made(row[0]))))
+    assert agree(every_way(lambda made: drop(made(row[0]), key, start, density, made(row[0]))))
 
 
 @settings(deadline=None)
@@ -128,28 +157,27 @@ def test_masks_and_what_they_leave(row: Tensor, start: int, density: float) -> N
 def test_looking_inside_a_bracket(drawn: Tensor, ends: tuple[float, float | None]) -> None:
     low, high = (2**31 if end is None else int(torch.tensor(end).view(torch.int32)) for end in ends)
 
-    def found() -> tuple[int, list[int], list[int]]:
+    def found(made: Callable[[Tensor], Any]) -> tuple[int, list[int], list[int]]:
         tally = Tally(Bracket(1, low, max(high, low + 1)))
         for row in drawn:
-            gather(tally.bracket, tally, row.clone())
+            gather(tally.bracket, tally, made(row))
         return tally.above, list(tally.inside), [] if tally.counts is None else tally.counts.tolist()
 
-    with_, without = either_way(found)
-    assert with_ == without
+    assert agree(every_way(found))
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32), st.sampled_from([1, 31, 32, 33, 16384, 16385, 40000]))
-def test_inner_products_to_rounding(seed: int, numel: int) -> None:
+def test_sums_over_elements_to_rounding(seed: int, numel: int) -> None:
     one, other = torch.randn(2, numel, generator=torch.Generator().manual_seed(seed))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "LIBRARY", _LIBRARY)
-        first = grain_gram(one, other)
-        patch.setattr(compiled, "LIBRARY", None)
-        second = grain_gram(one, other)
-    # Against what is added up: sums of products may cancel.
-    sizes = torch.stack([first[0], first[1], (first[0] * first[1]).sqrt()])
-    assert bool(((first - second).abs() <= 1e-12 * sizes).all())
+    for sums in (
+        lambda made: grain_gram(made(one), made(other)).tolist(),
+        lambda made: grain_sums(made(torch.stack([one, other]))).tolist(),
+    ):
+        first, *others = (torch.tensor(each) for each in every_way(sums))
+        for each in others:
+            # Of the size of what is added up: sums may cancel.
+            assert bool(((first - each).abs() <= 1e-12 * 16384).all())
 
 
 # --- whether there are any --------------------------------------------------------------------------------------------
@@ -183,6 +211,8 @@ def test_the_environment_can_ask_to_do_without(value: str, expected: str) -> Non
 def test_only_contiguous_float32_on_the_cpu_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "LIBRARY", ctypes.CDLL(None))
     plain = torch.zeros(2, 4)
-    assert compiled.can_take(plain, plain[0])
+    assert compiled.can_take(plain, plain[0], plain.numpy())  # type: ignore[arg-type]
+    assert not compiled.can_take(plain.numpy().T)
+    assert not compiled.can_take(plain.double().numpy())
     for other in (plain.T, plain[:, ::2], plain.double(), plain.to(torch.bfloat16), plain.to("meta")):
         assert not compiled.can_take(plain, other)

@@ -119,7 +119,7 @@ def test_torch_computes_the_same_words_as_numpy(start: int) -> None:
 @pytest.mark.parametrize(("first", "rest"), [(0, 1), (0, 2**31), (51, 858993459), (128, 0), (255, 2**32 - 1)])
 def test_torch_draws_the_same_elements_as_numpy(start: int, first: int, rest: int) -> None:
     here, there = torch.empty(3001), torch.empty(3001)
-    _draw_by_numpy(make_key(1, "w"), start, first, rest, here)
+    _draw_by_numpy(make_key(1, "w"), start, first, rest, here.numpy())
     _draw_by_torch(make_key(1, "w"), start, first, rest, there)
     assert torch.equal(here, there)
 

@@ -31,7 +31,7 @@ def test_sums_are_new_tensors() -> None:
 
 
 def test_rows_and_weights_must_match() -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="3 rows and 2 weights"):
         weighted_sum(torch.ones(3, 2), [1.0, 2.0])
 
 
