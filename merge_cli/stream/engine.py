@@ -71,7 +71,7 @@ def stream(
     numel = sum(task.place.numel for task in plan.tasks)
     count = plan.threads if forked or numel >= _SMALL_TENSOR * len(plan.tasks) else 1
     try:
-        kind = _kind_of_worker(plan, device)
+        kind = kind_of_worker(plan, device)
         workers = [kind(plan, reader, writer, device, precision_writer, crowded) for _ in range(count)]
     except RuntimeError as error:
         raise as_memory_error(error) from None
@@ -90,7 +90,8 @@ def stream(
     return StreamResult(dict(sorted(tallies.counts.items())), device, sums, diagnosis(chain, sums), crowded)
 
 
-def _kind_of_worker(plan: MergePlan, device: str) -> type[Worker]:
+def kind_of_worker(plan: MergePlan, device: str) -> type[Worker]:
+    """Return what does a plan's work on a device; imports torch only where it is needed."""
     if device == "cpu" and suits(plan):
         return NumpyWorker
     from merge_cli.stream.torch_worker import TorchWorker

@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from tests.benchmarks.measuring import (
@@ -53,6 +53,9 @@ from tests.benchmarks.measuring import (
     table,
 )
 
+if TYPE_CHECKING:
+    from merge_cli.plan import MergePlan
+
 PHASES = (
     *("start-up", "plan", "read", "convert", "measure", "compute", "write", "hash", "journal", "look", "wait", "rest"),
     "exit",
@@ -63,10 +66,6 @@ SEAMS = (
     ("merge_cli.checkpoint.files", "Files.pread", "read"),
     ("merge_cli.checkpoint.files", "Files.pwrite", "write"),
     ("merge_cli.checkpoint.files", "Files.reserve", "write"),
-    ("merge_cli.stream.worker", "Worker.load", "convert"),
-    ("merge_cli.stream.worker", "Worker.read", "convert"),
-    ("merge_cli.stream.worker", "Worker.write", "convert"),
-    ("merge_cli.stream.worker", "Worker.write_precision", "convert"),
     ("merge_cli.stream.digests", "RunningDigests._advance", "hash"),
     ("merge_cli.checkpoint.files", "Files.sync", "write"),
     ("merge_cli.stream.journal", "Journal.record", "journal"),
@@ -75,6 +74,8 @@ SEAMS = (
     ("threading", "Thread.join", "wait"),
     ("threading", "Thread.run", "rest"),
 )
+# What a worker does around a method.
+CONVERTING = ("load", "copy", "write", "write_precision")
 
 
 @dataclass
@@ -171,6 +172,19 @@ def wrapping(clock: Clock, method: str, steps: list[str]) -> Iterator[list[str]]
         yield missing
 
 
+@contextlib.contextmanager
+def wrapping_worker(clock: Clock, plan: MergePlan) -> Iterator[None]:
+    """Wrap the worker that a plan is given; another would import torch."""
+    from merge_cli.stream import choose_device
+    from merge_cli.stream.engine import kind_of_worker
+
+    kind = kind_of_worker(plan, choose_device(plan.device))
+    with contextlib.ExitStack() as stack:
+        for name in CONVERTING:
+            stack.enter_context(mock.patch.object(kind, name, clock.wrapped(getattr(kind, name), "convert")))
+        yield
+
+
 def _wrap_method(clock: Clock, method: str, steps: list[str], stack: contextlib.ExitStack) -> None:
     """Wrap what a method and steps do where everybody finds them: in their modules."""
     from merge_cli.methods import find_method
@@ -214,7 +228,7 @@ def merge_here(options: argparse.Namespace, out: Path) -> dict[str, Any]:
         with clock.region("plan"):
             plan = build_plan(recipe, memory=parse_bytes(options.memory), threads=options.threads)
         began = time.perf_counter()
-        with clock.region("rest"):
+        with wrapping_worker(clock, plan), clock.region("rest"):
             merge_cli.run.merge(plan, out, sync=False)
         merging = time.perf_counter() - began
     return {
