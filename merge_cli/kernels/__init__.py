@@ -3,10 +3,13 @@
 A result must not depend on how a tensor is cut into blocks. Elementwise torch operations keep that promise when blocks
 start at multiples of :data:`GRAIN`, because only the last few elements of a tensor then take a kernel's scalar path.
 Matrix products do not (BLAS picks its code by size), and neither do sums over the first dimension (torch picks their
-order by shape), so sums over models are written as chains of ``add_``. Sums over elements are taken grain by grain in
+order by shape), so sums over models are added in the order of the models. Sums over elements are taken grain by grain in
 float64 and added up exactly.
 
-What takes most time on the CPU is compiled where the installation found a C compiler, see ``compiled.py``.
+What takes most time on the CPU is compiled where the installation found a C compiler (``compiled.py``), and is then
+given numpy's arrays (``arrays.py``). The design had torch alone; but importing it took 0.8 of the 2.2 s that a linear
+merge of a 0.5B model took, and its elementwise operations pass over a block once each: a TIES merge of three models
+took 4.4 s instead of 2.8.
 """
 
 from merge_cli.kernels.arrays import Array, empty, is_numpy

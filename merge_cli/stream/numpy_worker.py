@@ -42,7 +42,8 @@ class NumpyWorker(Worker):
         """Cast a result to the output dtype, check it, write it."""
         dtype = task.place.dtype
         nbytes = len(result) * dtype.itemsize
-        wrong = narrow(np.ascontiguousarray(result), dtype.torch_name, self._typed(self._raw_out[:nbytes], dtype))
+        numbers = np.ascontiguousarray(result, dtype=np.float32)
+        wrong = narrow(numbers, dtype.torch_name, self._typed(self._raw_out[:nbytes], dtype))
         if wrong and not (task.copied is not None and self.plan.allow_nonfinite):
             raise self._not_finite(task.place)
         self.writer.write(self._view_out[:nbytes], task.place, start)

@@ -118,7 +118,7 @@ class Worker(abc.ABC):
         dtype = tensors[0].dtype
         if dtype is not DType.F32 or self.device != "cpu":
             return widen(self._read_rows(tensors, start, rows.shape[1]), dtype.torch_name, rows, less)
-        # Already as they are wanted: read in place.
+        # Already as they are wanted: read in place, which an array shares with its tensor.
         for row, tensor in zip(rows, tensors, strict=True):
             self.reader.read_into(memoryview(row.__array__()).cast("B"), tensor, start)
         return widen(rows, dtype.torch_name, rows, less)

@@ -216,3 +216,20 @@ def test_only_contiguous_float32_on_the_cpu_is_taken(monkeypatch: pytest.MonkeyP
     assert not compiled.can_take(plain.double().numpy())
     for other in (plain.T, plain[:, ::2], plain.double(), plain.to(torch.bfloat16), plain.to("meta")):
         assert not compiled.can_take(plain, other)
+
+
+def test_shapes_that_do_not_go_together_are_refused() -> None:
+    if _LIBRARY is None:
+        pytest.skip("the kernels were not compiled")
+    short, long = np.zeros(3, np.float32), np.zeros(4, np.float32)
+    for wrong in (
+        lambda: compiled.weighted_sum([long, short], [1.0, 1.0]),
+        lambda: compiled.gram(long, short, 2),
+        lambda: compiled.drop(short, (1, 2, 3, 4), 0, 9, 0, long),
+        lambda: compiled.trim(short, 0.0, 1.0, long),
+        lambda: compiled.narrow(short, "bfloat16", np.zeros(4, np.uint16)),
+        lambda: compiled.widen(short[None].view(np.uint16), "bfloat16", None, long[None]),
+        lambda: compiled.widen(long[None], "float32", short, long[None]),
+    ):
+        with pytest.raises(ValueError, match="different shapes"):
+            wrong()
