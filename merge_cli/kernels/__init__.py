@@ -3,8 +3,8 @@
 A result must not depend on how a tensor is cut into blocks. Elementwise torch operations keep that promise when blocks
 start at multiples of :data:`GRAIN`, because only the last few elements of a tensor then take a kernel's scalar path.
 Matrix products do not (BLAS picks its code by size), and neither do sums over the first dimension (torch picks their
-order by shape), so sums over models are added in the order of the models. Sums over elements are taken grain by grain in
-float64 and added up exactly.
+order by shape), so sums over models are added in the order of the models. Sums over elements are taken grain by grain
+in float64 and added up exactly.
 
 What takes most time on the CPU is compiled where the installation found a C compiler (``compiled.py``), and is then
 given numpy's arrays (``arrays.py``). The design had torch alone; but importing it took 0.8 of the 2.2 s that a linear
