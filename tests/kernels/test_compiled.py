@@ -180,9 +180,12 @@ def test_sums_over_elements_to_rounding(seed: int, numel: int) -> None:
             assert bool(((first - each).abs() <= 1e-12 * 16384).all())
 
 
+switched_off = pytest.mark.skipif(os.environ.get("MERGE_CLI_COMPILED") == "0", reason="the environment asks for none")
+
 # --- whether there are any --------------------------------------------------------------------------------------------
 
 
+@switched_off
 @pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="there is no C compiler")
 def test_where_there_is_a_compiler_the_installation_has_compiled_them() -> None:
     assert _LIBRARY is not None
@@ -200,6 +203,7 @@ def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatc
     assert compiled._load() is None
 
 
+@switched_off
 @pytest.mark.parametrize(("value", "expected"), [("0", "False"), ("1", str(_LIBRARY is not None))])
 def test_the_environment_can_ask_to_do_without(value: str, expected: str) -> None:
     program = "from merge_cli.kernels import compiled; print(compiled.LIBRARY is not None)"
