@@ -68,7 +68,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Run the program; a user's mistake ends in a message and an exit code, a bug in a stack trace and 1."""
-    # Importing torch makes a million objects that stay; looking for garbage among them takes a fifth of the start-up.
+    # Imports make objects that stay, torch's a million; looking for garbage among them takes a fifth of the start-up.
     # Garbage is collected again when work begins.
     gc.disable()
     for number in _STOPPING:
