@@ -116,4 +116,5 @@ METHOD = Method(
     differs="the authors' code floors the raw Fisher at 1e-6 for the first model only; here the floor is relative and "
     "for all. mergekit has no Fisher averaging",
     measure=_measure,
+    version=2,
 )

@@ -282,4 +282,5 @@ METHOD = Method(
     caution=_caution,
     diagnose=_diagnose,
     gives_precision=True,
+    version=2,
 )

@@ -43,4 +43,5 @@ METHOD = Method(
     "a base_model that is not among the models takes no part here, and crashes there",
     caution=lambda params: unusual_average(params.weight, normalize=params.normalize),
     numpy=True,
+    version=2,
 )

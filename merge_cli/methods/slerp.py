@@ -50,4 +50,5 @@ METHOD = Method(
     caution=_caution,
     measure=lambda params: measure_sums(frozenset({Need.BASE, Need.MODELS}), Extent.TENSOR, _gram, _coefficients),
     numpy=True,
+    version=2,
 )

@@ -35,4 +35,5 @@ METHOD = Method(
     differs="mergekit computes in dtype, so bfloat16 recipes lose bits there",
     caution=lambda params: unusual_task_weights(params.weight, scale=params.scale, normalize=params.normalize),
     numpy=True,
+    version=2,
 )
