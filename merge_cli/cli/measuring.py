@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -45,6 +47,18 @@ _MaxLength = Annotated[int, typer.Option(min=1, help="Tokens at which texts are 
 _TextColumn = Annotated[str | None, typer.Option(help="Column of the text.")]
 _LabelColumn = Annotated[str | None, typer.Option(help="Column of the label.")]
 _ImageColumn = Annotated[str | None, typer.Option(help="Column of the image.")]
+_Estimator = Annotated[
+    str | None, typer.Option(help="sampled, exact or empirical; default: exact up to 32 classes, else sampled.")
+]
+_TrainExamples = Annotated[
+    int | None, typer.Option(min=1, help="Size of the training set; default: the size of the data.")
+]
+_Only = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Tensor names to measure, with wildcards. Repeatable.")
+]
+_CheckpointEvery = Annotated[
+    int, typer.Option(min=0, help="Save the sums every so many batches; the same command continues.")
+]
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="Path or hub id.", show_default=False)]
 
 
@@ -54,9 +68,7 @@ def measure(
     data: Annotated[str, typer.Option(metavar="DATA", help="json, jsonl, csv, parquet, text, folder or hub id.")],
     out: Out,
     task: Annotated[str | None, typer.Option(help="Default: told from the architecture.")] = None,
-    estimator: Annotated[
-        str | None, typer.Option(help="sampled, exact or empirical; default: exact up to 32 classes, else sampled.")
-    ] = None,
+    estimator: _Estimator = None,
     draws: Annotated[int, typer.Option(min=1, help="Labels drawn per example or token (sampled).")] = 1,
     examples: Annotated[int, typer.Option(min=0, help="Examples to use at most; 0 for all.")] = 1024,
     batch_size: _BatchSize = 8,
@@ -70,17 +82,11 @@ def measure(
     shuffle: Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Shuffle the data by seed.")] = True,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="In which the model computes; sums are float32.")] = "float32",
-    train_examples: Annotated[
-        int | None, typer.Option(min=1, help="Size of the training set; default: the size of the data.")
-    ] = None,
+    train_examples: _TrainExamples = None,
     gradient: Annotated[bool, typer.Option("--gradient", help="Store the sum gradient too, in DIR/gradient.")] = False,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Tensor names to measure, with wildcards. Repeatable.")
-    ] = None,
+    only: _Only = None,
     parts: Annotated[int, typer.Option(min=1, help="Measure the parameters in this many passes over the data.")] = 1,
-    checkpoint_every: Annotated[
-        int, typer.Option(min=0, help="Save the sums every so many batches; the same command continues.")
-    ] = 0,
+    checkpoint_every: _CheckpointEvery = 0,
     force: Force = False,
     fsync: Fsync = True,
     quiet: Quietly = False,
@@ -102,7 +108,7 @@ def measure(
         batch_size=batch_size,
         max_length=max_length,
         seed=seed,
-        device=str(choose_device(device)),
+        device=choose_device(device),
         dtype=dtype,
         train_examples=train_examples,
         gradient=gradient,
@@ -110,17 +116,25 @@ def measure(
         parts=parts,
         checkpoint_every=checkpoint_every,
     )
+    with (
+        _telling_what_is_kept(measuring_folder(out), quiet=quiet),
+        counting("measuring", visible=not quiet and not as_json) as progress,
+    ):
+        report = estimate_fisher(settings, out, force=force, sync=fsync, progress=progress)
+    _tell(report, out, quiet=quiet, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _telling_what_is_kept(folder: Path, *, quiet: bool) -> Iterator[None]:
+    """Say where the sums so far are, where a signal ends the program."""
     try:
-        with counting("measuring", visible=not quiet and not as_json) as progress:
-            report = estimate_fisher(settings, out, force=force, sync=fsync, progress=progress)
+        yield
     except Exception:
         raise
     except BaseException:
-        # A signal ends the program here.
-        if measuring_folder(out).is_dir() and not quiet:
-            typer.echo(f"what was summed so far is in {measuring_folder(out)}: the same command continues", err=True)
+        if folder.is_dir() and not quiet:
+            typer.echo(f"what was summed so far is in {folder}: the same command continues", err=True)
         raise
-    _tell(report, out, quiet=quiet, as_json=as_json)
 
 
 def _tell(report: FisherReport, out: Path, *, quiet: bool, as_json: bool) -> None:
@@ -234,7 +248,7 @@ def mismatch(
             examples=examples,
             batch_size=batch_size,
             max_length=max_length,
-            device=str(choose_device(device)),
+            device=choose_device(device),
         )
         prior = found.diagnosis.values["prior_precision"]
         shown = not as_json and sys.stderr.isatty()
