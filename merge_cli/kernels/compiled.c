@@ -1,10 +1,9 @@
 /* Kernels of merge_cli on the CPU, each in one pass where torch takes several.
  *
- * Every function gives the bits that the same steps give in torch: the same operations in the same order, none fused
- * into another (-ffp-contract=off), sums over models in the order of the models. compiled.py says what each is for.
+ * Every function but gram gives the bits that the same steps give in torch: the same operations in the same order, none
+ * fused into another (-ffp-contract=off), sums over models in the order of the models.
  */
 
-#define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
@@ -154,8 +153,7 @@ NARROW(float16, 0x7C00)
 /* Zeroes what is no larger in magnitude than `bound`, and multiplies. */
 EXPORT WIDE void trim(const float *restrict row, float bound, float factor, float *restrict out, int64_t numel) {
     for (int64_t j = 0; j < numel; j++) {
-        float magnitude = number_of(bits_of(row[j]) & 0x7FFFFFFFu);
-        out[j] = (magnitude <= bound ? 0.0f : row[j]) * factor;
+        out[j] = (magnitude_of(row[j]) <= bound ? 0.0f : row[j]) * factor;
     }
 }
 

@@ -57,7 +57,7 @@ def disjoint_merge(
     if len(weighted) != len(weights):
         raise ValueError(f"{len(weighted)} rows and {len(weights)} weights")
     positive = [weight for weight in weights if weight > 0]
-    # Where the divisor is below the least weight, no weight is negative, the total is zero too.
+    # Where no weight is negative, a divisor below the least of them belongs to a total of zero.
     least = min(positive, default=1.0) / 2 if min(weights) >= 0 else _VANISHES
     if compiled.can_take(weighted):
         return compiled.disjoint_merge(
