@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from merge_cli.run import merge
     from merge_cli.verification import Replay, verify
 
-__version__ = version("merge-cli")
+__version__ = version("merge-cli-nn")
 
 _LAZY = {
     "MergePlan": "merge_cli.plan",

@@ -13,13 +13,13 @@ import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from merge_cli import __version__
 from merge_cli.checkpoint import (
     Checkpoint,
     Files,
@@ -101,7 +101,7 @@ def import_fisher(settings: ImportSettings, out: Path, *, force: bool = False, s
         "source": settings.source.name,
         "model": settings.model,
         "model_identity": model_identity(checkpoint),
-        "merge_cli": version("merge-cli"),
+        "merge_cli": __version__,
         **told,
     }
     staging = Staging(out, force=force)

@@ -28,7 +28,7 @@ def require(library: str, what: str) -> Any:
     except ImportError as error:
         lacking = f" (it lacks {error.name})" if error.name not in {None, library} else ""
         raise RecipeError(
-            f"{what} needs the {library} library{lacking}", hint="pip install 'merge-cli[fisher]'"
+            f"{what} needs the {library} library{lacking}", hint="pip install transformers datasets pillow"
         ) from error
 
 

@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from merge_cli import __version__
 from merge_cli.checkpoint import Checkpoint, model_identity
 from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.fisher.batches import Batch
@@ -125,7 +125,7 @@ class MeasuringRun:
             "model": settings.model,
             "model_identity": self.identity,
             "dtype": settings.dtype,
-            "merge_cli": version("merge-cli"),
+            "merge_cli": __version__,
         }
 
     def find(self, kind: str, stored: str) -> Tensor:
@@ -147,7 +147,7 @@ class MeasuringRun:
 
     def _signature(self) -> str:
         """Identify what the sums are of: everything that changes them."""
-        told = {**asdict(self.settings), "identity": self.identity, "version": version("merge-cli")}
+        told = {**asdict(self.settings), "identity": self.identity, "version": __version__}
         told.pop("checkpoint_every")
         return hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 

@@ -199,7 +199,7 @@ def machine() -> dict[str, object]:
         "system": f"{platform.system()} {platform.release()}",
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("merge-cli", "torch", "numpy")},
+            **{name: version(name) for name in ("merge-cli-nn", "torch", "numpy")},
         },
     }
 
