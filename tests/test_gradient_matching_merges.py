@@ -162,6 +162,54 @@ def test_a_fisher_of_another_model_is_refused(tmp_path: Path, family: dict[str, 
     merge(build_plan(recipe(tmp_path, [expert(2)])), tmp_path / "out", sync=False)
 
 
+def test_a_base_fisher_of_another_model_is_refused(tmp_path: Path, family: dict[str, dict[str, Tensor]]) -> None:
+    identity = model_identity(open_checkpoint(tmp_path / "expert-2"))
+    write_checkpoint(tmp_path / "fisher-0", family["fisher-0"], metadata=fisher_metadata(500, model_identity=identity))
+    with pytest.raises(
+        CheckpointError, match=r"the Fisher \./fisher-0 was not measured at \./base: it records another"
+    ):
+        measure(build_plan(recipe(tmp_path, [expert(1)])))
+
+
+def gradient_of(tmp_path: Path, measured_at: str, values: dict[str, Tensor]) -> dict[str, Any]:
+    """Write a gradient that was measured somewhere, and return the entry of expert-1 with it."""
+    said = {
+        "kind": "gradient",
+        "reduction": "sum",
+        "model_identity": model_identity(open_checkpoint(tmp_path / measured_at)),
+    }
+    write_checkpoint(tmp_path / "gradient", values, config=None, metadata=said)
+    return {**expert(1), "gradient": "./gradient"}
+
+
+@pytest.mark.parametrize(
+    ("measured_at", "says"),
+    [("expert-2", "it records another model's identity"), ("base", "but at the base")],
+)
+def test_a_gradient_of_another_model_is_refused(
+    tmp_path: Path, family: dict[str, dict[str, Tensor]], measured_at: str, says: str
+) -> None:
+    entry = gradient_of(tmp_path, measured_at, family["fisher-3"])
+    with pytest.raises(CheckpointError) as caught:
+        merge(build_plan(recipe(tmp_path, [entry])), tmp_path / "out", sync=False)
+    assert caught.value.message.startswith("the gradient ./gradient was not measured at ./expert-1")
+    assert says in caught.value.message
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gradient_of_its_model_is_taken(tmp_path: Path, family: dict[str, dict[str, Tensor]]) -> None:
+    entry = gradient_of(tmp_path, "expert-1", family["fisher-3"])
+    merge(build_plan(recipe(tmp_path, [entry])), tmp_path / "out", sync=False)
+    assert (tmp_path / "out").is_dir()
+
+
+def test_a_file_that_holds_the_weights_is_no_gradient(tmp_path: Path, family: dict[str, dict[str, Tensor]]) -> None:
+    write_checkpoint(tmp_path / "gradient", family["expert-1"], config=None)
+    with pytest.raises(CheckpointError, match=r"in the gradient \./gradient holds the weights of \./expert-1"):
+        measure(build_plan(recipe(tmp_path, [{**expert(1), "gradient": "./gradient"}])))
+
+
 def test_a_file_that_holds_the_weights_is_no_fisher(tmp_path: Path, family: dict[str, dict[str, Tensor]]) -> None:
     positive = {name: value.abs() + 1 for name, value in family["expert-1"].items()}
     write_checkpoint(tmp_path / "expert-1", positive)

@@ -41,7 +41,7 @@ def locate(reference: str, folders: tuple[Path, ...]) -> Path:
         )
     repository, _, revision = reference.partition("@")
     if path.is_absolute() or reference.startswith((".", "~")) or not _HUB_ID.fullmatch(repository):
-        tried = path if path.is_absolute() else " and ".join(str(folder / path) for folder in folders)
+        tried = path if path.is_absolute() else " and ".join(dict.fromkeys(str(folder / path) for folder in folders))
         raise CheckpointError(f"'{reference}' does not exist", hint=f"looked for {tried}")
     return _snapshot(repository, revision or None, reference)
 

@@ -1,6 +1,8 @@
-"""Whether Fisher files belong to the models beside which the recipe names them."""
+"""Whether Fisher and gradient files belong to the models beside which the recipe names them."""
 
 from __future__ import annotations
+
+from functools import cache
 
 from merge_cli.checkpoint import Checkpoint, Reader, model_identity
 from merge_cli.errors import CheckpointError
@@ -10,38 +12,57 @@ _SAMPLE = 1024
 
 
 def check_fishers(plan: MergePlan, reader: Reader) -> None:
-    """Refuse a Fisher of another model, and a file that holds the model's weights instead of a Fisher.
+    """Refuse a Fisher or gradient of another model, and a file that holds the model's weights instead of either.
 
-    A Fisher may have been measured at its model or, for the removal of a task, at the base. Reads samples only.
+    A Fisher may have been measured at its model or, for the removal of a task, at the base; a gradient says how far
+    training at its model has converged, and means nothing elsewhere. Reads samples only.
 
     Raises:
-        CheckpointError: Naming the Fisher and the model.
+        CheckpointError: Naming the file and the model.
     """
     by_role = {each.role: each.checkpoint for each in plan.inputs}
-    pairs = [(f"fisher {i}", f"model {i}") for i in range(len(plan.scales))] + [("base fisher", "base")]
-    for fisher_role, model_role in pairs:
-        fisher, model = by_role.get(fisher_role), by_role.get(model_role)
-        if fisher is None or model is None:
+    base = by_role.get("base")
+
+    @cache
+    def identity(role: str) -> str:
+        return model_identity(by_role[role], reader)
+
+    for role, found in by_role.items():
+        what, places = _measured_at(role)
+        places = [place for place in places if place in by_role]
+        if not places:
             continue
-        _check_identity(fisher, model, by_role.get("base"), reader)
-        _check_not_weights(fisher, model, reader)
+        model, recorded = by_role[places[0]], found.metadata.get("model_identity")
+        if recorded and all(recorded != identity(place) for place in places):
+            raise _misplaced(what, found, model, is_base=base is not None and recorded == identity("base"))
+        _check_not_weights(what, found, model, reader)
 
 
-def _check_identity(fisher: Checkpoint, model: Checkpoint, base: Checkpoint | None, reader: Reader) -> None:
-    recorded = fisher.metadata.get("model_identity")
-    if not recorded or recorded == model_identity(model, reader):
-        return
-    if base is not None and recorded == model_identity(base, reader):
-        return
-    raise CheckpointError(
-        f"the Fisher {fisher.label} was not measured at {model.label}: it records another model's identity",
-        hint="the model was changed or trained further since, or two Fishers are mixed up; measure it again",
+def _measured_at(role: str) -> tuple[str, list[str]]:
+    """Return what to call the input of a role, and the roles at which it may have been measured; none for a model."""
+    if role == "base fisher":
+        return "Fisher", ["base"]
+    kind, _, number = role.rpartition(" ")
+    if kind == "fisher":
+        return "Fisher", [f"model {number}", "base"]
+    return kind, [f"model {number}"] if kind == "gradient" else []
+
+
+def _misplaced(what: str, found: Checkpoint, model: Checkpoint, *, is_base: bool) -> CheckpointError:
+    if is_base:
+        return CheckpointError(
+            f"the {what} {found.label} was not measured at {model.label} but at the base",
+            hint=f"measure it again at {model.label}; only a Fisher may be that of the base, to remove a task",
+        )
+    return CheckpointError(
+        f"the {what} {found.label} was not measured at {model.label}: it records another model's identity",
+        hint=f"the model was changed or trained further since, or two {what}s are mixed up; measure it again",
     )
 
 
-def _check_not_weights(fisher: Checkpoint, model: Checkpoint, reader: Reader) -> None:
-    """A tool that skips frozen parameters leaves their weights in the file that should hold Fishers."""
-    for name, tensor in fisher.tensors.items():
+def _check_not_weights(what: str, found: Checkpoint, model: Checkpoint, reader: Reader) -> None:
+    """A tool that skips frozen parameters leaves their weights in the file that should hold something else."""
+    for name, tensor in found.tensors.items():
         twin = model.find(name)
         if twin is None or twin.dtype is not tensor.dtype or twin.shape != tensor.shape or tensor.numel < 2:
             continue
@@ -51,6 +72,6 @@ def _check_not_weights(fisher: Checkpoint, model: Checkpoint, reader: Reader) ->
         reader.read_into(memoryview(other), twin, 0)
         if one == other and any(one):
             raise CheckpointError(
-                f"'{name}' in the Fisher {fisher.label} holds the weights of {model.label}",
-                hint="the file is a checkpoint, or its maker left out frozen parameters; measure the Fisher again",
+                f"'{name}' in the {what} {found.label} holds the weights of {model.label}",
+                hint=f"the file is a checkpoint, or its maker left out frozen parameters; measure the {what} again",
             )

@@ -84,6 +84,12 @@ def test_what_can_be_a_path_only_does_not_exist(reference: str, tmp_path: Path) 
     assert caught.value.hint == f"looked for {tried}"
 
 
+def test_a_place_is_named_once_however_often_it_was_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        locate("./no", (tmp_path, tmp_path / ".", tmp_path))
+    assert caught.value.hint == f"looked for {tmp_path / 'no'}"
+
+
 def test_a_name_longer_than_the_system_allows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="File name too long"):
         locate("a" * 300, (tmp_path,))
