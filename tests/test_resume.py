@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge_cli.checkpoint import Files
+from merge_cli.checkpoint import Files, open_checkpoint
 from merge_cli.errors import CheckpointError, MergeError, RecipeError, ResourceError
 from merge_cli.kernels import compiled
 from merge_cli.plan import MergePlan
@@ -288,6 +288,43 @@ def test_an_input_that_has_changed_is_named(own: Path, tmp_path: Path, change: C
     change(own / "one" / "model.safetensors")
     why = refused(planned(own, TIES), tmp_path / "out")
     assert "was not this one: input model 0 (one, model.safetensors) changed" in why
+
+
+def _other_numbers(path: Path, tensor: str) -> None:
+    """Put another file in the place of one, with its header, size and time, and one number of one tensor changed."""
+    before, place = path.stat(), open_checkpoint(path).tensors[tensor]
+    raw = bytearray(path.read_bytes())
+    raw[place.offset] ^= 1
+    fresh = path.with_name("fresh")
+    fresh.write_bytes(raw)
+    os.utime(fresh, ns=(before.st_atime_ns, before.st_mtime_ns))
+    fresh.replace(path)
+
+
+@pytest.mark.parametrize("tensor", ["layers.0.long", "layers.1.w", "scale"])
+def test_an_input_with_other_numbers_and_the_same_header_size_and_time_is_named(
+    own: Path, tmp_path: Path, tensor: str
+) -> None:
+    stopped(planned(own, TIES, threads=1), tmp_path / "out", 20)
+    _other_numbers(own / "one" / "model.safetensors", tensor)
+    why = refused(planned(own, TIES), tmp_path / "out")
+    assert "was not this one: input model 0 (one, model.safetensors) changed (numbers)\n  hint: --restart" in why
+
+
+@pytest.mark.parametrize("how", ["copied", "mode", "linked"])
+def test_an_input_that_is_a_copy_or_has_another_mode_is_the_same(own: Path, tmp_path: Path, how: str) -> None:
+    merge(planned(own, TIES), tmp_path / "whole" / "out")
+    stopped(planned(own, TIES, threads=1), tmp_path / "out", 20)
+    path = own / "one" / "model.safetensors"
+    if how == "copied":
+        shutil.copy2(path, path.with_name("copy"))
+        path.with_name("copy").replace(path)
+    elif how == "mode":
+        path.chmod(0o600)
+    else:
+        os.link(path, tmp_path / "link")
+    assert merge(planned(own, TIES), tmp_path / "out").resumed_bytes > 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole" / "out")
 
 
 def test_another_version_of_the_method_or_the_program_does_not_go_on(

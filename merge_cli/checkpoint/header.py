@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from merge_cli.checkpoint.dtypes import DType
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.json_text import is_text, parse_json
+from merge_cli.checkpoint.samples import sample_digest
 from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
 
@@ -49,12 +51,34 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells a file from another or from itself after a change: ``sha256`` is that of its header alone."""
+    """What tells a file from another, or from itself after a change.
+
+    Size, time, header and sample say what the file holds, here and on any machine to which it is copied with its time:
+    they decide whether a stopped merge may go on, and are what a manifest records. They are read from the file at each
+    planning. Device, inode and change time say that it is still the very same file, untouched: they count within one
+    run, in which they spare reading it again; a copy has others, as has a file whose mode or links were changed, so
+    that they refuse nothing by themselves (:class:`~merge_cli.checkpoint.Reader`).
+
+    Attributes:
+        path: Where it is.
+        size: Bytes.
+        mtime_ns: When it was last written, as the system says; whoever copies a file may set it.
+        sha256: Of its header alone.
+        sample: Digest of some of its numbers.
+        place: Device, inode and change time (ctime_ns), which only the system sets.
+    """
 
     path: Path
     size: int
     mtime_ns: int
     sha256: str
+    sample: str
+    place: tuple[int, int, int]
+
+    @property
+    def content(self) -> dict[str, int | str]:
+        """What a copy of the file has too, by what a user may call it."""
+        return {"size": self.size, "time": self.mtime_ns, "header": self.sha256, "numbers": self.sample}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +112,26 @@ def read_header(path: Path, files: Files) -> Header:
             raise _damaged(path, f"its header claims {header_bytes} bytes of the {stat.st_size - 8} that follow")
         raw = bytearray(header_bytes)
         files.read_exactly(fd, memoryview(raw), 8, path)
+        entries = _parse(bytes(raw), path)
+        metadata = _metadata(entries.pop("__metadata__", {}), path)
+        tensors = [_tensor(name, entry, path, 8 + header_bytes) for name, entry in entries.items()]
+        tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+        _check_coverage(tensors, 8 + header_bytes, stat.st_size, path)
+        sample = sample_digest(tensors, fd, files)
     finally:
         files.close_read(fd)
-    entries = _parse(bytes(raw), path)
-    metadata = _metadata(entries.pop("__metadata__", {}), path)
-    tensors = [_tensor(name, entry, path, 8 + header_bytes) for name, entry in entries.items()]
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
-    _check_coverage(tensors, 8 + header_bytes, stat.st_size, path)
-    identity = FileIdentity(path, stat.st_size, stat.st_mtime_ns, hashlib.sha256(raw).hexdigest())
+    identity = identify(path, stat, hashlib.sha256(raw).hexdigest(), sample)
     return Header(identity, {tensor.name: tensor for tensor in tensors}, metadata)
+
+
+def identify(path: Path, stat: os.stat_result, sha256: str, sample: str) -> FileIdentity:
+    """Return a file's identity from what the system, its header and its numbers say."""
+    return FileIdentity(path, stat.st_size, stat.st_mtime_ns, sha256, sample, place_of(stat))
+
+
+def place_of(stat: os.stat_result) -> tuple[int, int, int]:
+    """Return device, inode and change time."""
+    return stat.st_dev, stat.st_ino, stat.st_ctime_ns
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

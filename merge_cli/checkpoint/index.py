@@ -10,10 +10,10 @@ from typing import Any
 
 from merge_cli.checkpoint.collecting import without_collecting
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor, read_header
+from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor
 from merge_cli.checkpoint.json_text import read_json
 from merge_cli.checkpoint.locate import refuse_link_out
-from merge_cli.checkpoint.pickled import read_pickled_header
+from merge_cli.checkpoint.pickled import read_any_header
 from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError, listed
 
@@ -71,15 +71,12 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
     headers: list[Header] = []
     tied: dict[str, str] = {}
     for path in paths:
-        if path.suffix == ".safetensors":
-            headers.append(read_header(path, files))
-        else:
-            header, names = read_pickled_header(path, files)
-            headers.append(header)
-            twice = sorted(tied.keys() & names.keys())
-            if twice:
-                raise CheckpointError(f"{root}: {listed(twice)} stand in more than one file")
-            tied.update(names)
+        header, names = read_any_header(path, files)
+        headers.append(header)
+        twice = sorted(tied.keys() & names.keys())
+        if twice:
+            raise CheckpointError(f"{root}: {listed(twice)} stand in more than one file")
+        tied.update(names)
     tensors: dict[str, StoredTensor] = {}
     for header in headers:
         twice = sorted((tensors.keys() | tied.keys()) & header.tensors.keys())

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from merge_cli.checkpoint.dtypes import DType, from_torch
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor, is_tensor_name
+from merge_cli.checkpoint.header import Header, StoredTensor, identify, is_tensor_name, read_header
+from merge_cli.checkpoint.samples import sample_digest
 from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 # Names and shapes only; the numbers lie outside of it.
 _MOST_PICKLE_BYTES = 100_000_000
 _RESAVE = "load it with transformers and save it again: save_pretrained writes safetensors"
+
+
+def read_any_header(path: Path, files: Files) -> tuple[Header, dict[str, str]]:
+    """Find the tensors of a weight file of either format, as its name says; see :func:`read_pickled_header`."""
+    return (read_header(path, files), {}) if path.suffix == ".safetensors" else read_pickled_header(path, files)
 
 
 def read_pickled_header(path: Path, files: Files) -> tuple[Header, dict[str, str]]:
@@ -61,7 +67,13 @@ def read_pickled_header(path: Path, files: Files) -> tuple[Header, dict[str, str
         else:
             tensors[name] = StoredTensor(name, dtype, shape, path, offset)
     ordered = dict(sorted(tensors.items(), key=lambda item: item[1].offset))
-    return Header(FileIdentity(path, stat.st_size, stat.st_mtime_ns, digest), ordered, {}), tied
+    with reading(path):
+        fd = files.open_read(path)
+        try:
+            sample = sample_digest(list(ordered.values()), fd, files)
+        finally:
+            files.close_read(fd)
+    return Header(identify(path, stat, digest, sample), ordered, {}), tied
 
 
 def _plain_dtype(name: str, tensor: Tensor, path: Path) -> DType:

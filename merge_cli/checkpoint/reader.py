@@ -14,7 +14,8 @@ from typing import Self
 
 from merge_cli.checkpoint.descriptors import Descriptors
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.header import FileIdentity, StoredTensor
+from merge_cli.checkpoint.header import FileIdentity, StoredTensor, place_of
+from merge_cli.checkpoint.pickled import read_any_header
 from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
 
@@ -23,7 +24,13 @@ class Reader:
     """Reads ranges of tensors through few descriptors; safe to share.
 
     A file that has changed since it was planned is refused when it is opened, and by :meth:`check_unchanged` at the end
-    of the work, because what was read before a change does not go with what was read after it.
+    of the work, because what was read before a change does not go with what was read after it. It has changed
+
+    * if its size or its time of writing are others;
+    * if another file has taken its name after it was read from;
+    * if the system has noted any other change (ctime), or another file has taken its name before it was read from, and
+      its header or the sample of its numbers are others. New links, owners and modes and what backups do are such
+      changes too, and must not end the work of hours; nor must a copy that is as good as what it replaces.
 
     Args:
         identities: The files that may be read, as they were when planned.
@@ -37,7 +44,7 @@ class Reader:
         self._identities = {identity.path: identity for identity in identities}
         self._files = files or Files()
         self._open = Descriptors(self._open_checked, lambda path, fd: self._files.close_read(fd), most_open=most_open)
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._seen: dict[Path, tuple[int, int, int]] = {}
 
     def read_into(self, view: memoryview, tensor: StoredTensor, start: int) -> None:
         """Fill ``view`` with the bytes of a tensor from element ``start``.
@@ -89,11 +96,23 @@ class Reader:
             return fd
 
     def _check(self, path: Path, stat: os.stat_result) -> None:
-        identity, place = self._identities[path], (stat.st_dev, stat.st_ino)
-        replaced = self._seen.get(path, place) != place
-        if replaced or (stat.st_size, stat.st_mtime_ns) != (identity.size, identity.mtime_ns):
+        identity, place, seen = self._identities[path], place_of(stat), self._seen.get(path)
+        changed = (stat.st_size, stat.st_mtime_ns) != (identity.size, identity.mtime_ns)
+        replaced = seen is not None and seen[:2] != place[:2]
+        if changed or replaced or (place != (seen or identity.place) and not self._holds_same(identity, place)):
             raise CheckpointError(f"{path} has changed since the merge was planned", hint="start the merge again")
         self._seen[path] = place
+
+    def _holds_same(self, identity: FileIdentity, place: tuple[int, int, int]) -> bool:
+        """Whether the file of this name is the one at ``place``, with the header and the sample that were planned."""
+        path = identity.path
+        try:
+            header = read_any_header(path, self._files)[0]
+        except CheckpointError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            return False
+        return header.identity.content == identity.content and header.identity.place == place
 
     def __enter__(self) -> Self:
         return self

@@ -171,7 +171,7 @@ class MergePlan:
             "save_precision": self.precision is not None,
             "examples": [self.scales, self.base_scale, self.posteriors],
             "input": {
-                f"{each.role} ({each.label}, {file.path.name})": [file.size, file.mtime_ns, file.sha256]
+                f"{each.role} ({each.label}, {file.path.name})": file.content
                 for each in self.inputs
                 for file in each.files
             },

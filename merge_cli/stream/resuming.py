@@ -105,8 +105,16 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             each = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
-            yield f"{what} {', '.join(each[:3])}{' and others' if len(each) > 3 else ''} changed"
+            parts = ", ".join(dict.fromkeys(part for name in each for part in _parts(old.get(name), new.get(name))))
+            names = f"{', '.join(each[:3])}{' and others' if len(each) > 3 else ''}"
+            yield f"{what} {names} changed{f' ({parts})' if parts else ''}"
         elif len(str(old)) + len(str(new)) < 60:
             yield f"{what} was {old} and is {new}"
         else:
             yield f"the {what} changed"
+
+
+def _parts(old: Any, new: Any) -> list[str]:
+    """Return the names of the parts in which two descriptions of a thing differ."""
+    both = isinstance(old, dict) and isinstance(new, dict)
+    return [part for part in dict.fromkeys((*old, *new)) if old.get(part) != new.get(part)] if both else []

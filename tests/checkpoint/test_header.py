@@ -63,6 +63,8 @@ def test_the_identity_of_a_file_is_its_size_its_time_and_the_hash_of_its_header(
     identity = read_header(path, Files()).identity
     assert (identity.path, identity.size, identity.mtime_ns) == (path, 8 + 53 + 2, path.stat().st_mtime_ns)
     assert identity.sha256 == hashlib.sha256(path.read_bytes()[8:61]).hexdigest()
+    stat = path.stat()
+    assert identity.place == (stat.st_dev, stat.st_ino, stat.st_ctime_ns)
 
 
 @pytest.mark.parametrize("blanks", range(9))
