@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +9,15 @@ from typing import Any
 
 from merge_cli.checkpoint.collecting import without_collecting
 from merge_cli.checkpoint.files import Files
+from merge_cli.checkpoint.foreign import refuse_factors, refuse_foreign_file
 from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor
 from merge_cli.checkpoint.json_text import read_json
 from merge_cli.checkpoint.locate import refuse_link_out
 from merge_cli.checkpoint.pickled import read_any_header
+from merge_cli.checkpoint.quantised import check_plain
 from merge_cli.checkpoint.turning import reading
+from merge_cli.checkpoint.weight_files import weight_files
 from merge_cli.errors import CheckpointError, listed
-
-# Names under which quantised checkpoints keep the scales that their float8 numbers must be multiplied with.
-_SCALE_NAME = re.compile(r"(^|[._])(weight_|input_|k_|v_)?scale(_inv|_2)?$|_scale$|(^|[._])q?scale_(weight|input|act)$")
-# Names of integers that hold several numbers each (GPTQ, AWQ, bitsandbytes, compressed-tensors).
-_PACKED_NAME = re.compile(r"[._](qweight|qzeros|absmax|weight_packed)$")
-_SHARD_NAME = re.compile(r"-\d+-of-(?!0*1\.)\d+\.safetensors$")
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,8 @@ class Checkpoint:
         tied: Further names of tied tensors -> the name in ``tensors``.
         files: The identity of each weight file, in order.
         metadata: The ``__metadata__`` of the first file.
-        config: ``config.json`` as found, empty where there is none.
+        config: ``config.json``, empty where there is none; without what is left over of a quantisation.
+        notes: What was found out of the ordinary and set right, in sentences.
     """
 
     label: str
@@ -45,6 +42,7 @@ class Checkpoint:
     files: tuple[FileIdentity, ...]
     metadata: Mapping[str, str]
     config: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -66,17 +64,9 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
     files = files or Files()
     with reading(root):
         folder = root.is_dir()
-        config = _config(root, files) if folder else {}
-        paths, weight_map = _weight_files(root, files) if folder else ([root], None)
-    headers: list[Header] = []
-    tied: dict[str, str] = {}
-    for path in paths:
-        header, names = read_any_header(path, files)
-        headers.append(header)
-        twice = sorted(tied.keys() & names.keys())
-        if twice:
-            raise CheckpointError(f"{root}: {listed(twice)} stand in more than one file")
-        tied.update(names)
+        config: Mapping[str, Any] = _config(root, files) if folder else {}
+        paths, weight_map = weight_files(root, files) if folder else ([root], None)
+    headers, tied = _headers(root, paths, files)
     tensors: dict[str, StoredTensor] = {}
     for header in headers:
         twice = sorted((tensors.keys() | tied.keys()) & header.tensors.keys())
@@ -85,71 +75,32 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
         tensors.update(header.tensors)
     if weight_map is not None:
         _check_index(root, headers, tied, weight_map)
-    _refuse_quantised(root, tensors, config)
+    refuse_factors(root, tensors)
+    config, note = check_plain(root, tensors, config)
+    notes = (note,) if note is not None else ()
     identities = tuple(header.identity for header in headers)
-    return Checkpoint(label or str(root), root, tensors, tied, identities, headers[0].metadata, config)
+    return Checkpoint(label or str(root), root, tensors, tied, identities, headers[0].metadata, config, notes)
+
+
+def _headers(root: Path, paths: list[Path], files: Files) -> tuple[list[Header], dict[str, str]]:
+    """Return the header of each file, and further names of tied tensors with the name that stands in a header."""
+    headers: list[Header] = []
+    tied: dict[str, str] = {}
+    for path in paths:
+        refuse_foreign_file(path)
+        header, names = read_any_header(path, files)
+        headers.append(header)
+        twice = sorted(tied.keys() & names.keys())
+        if twice:
+            raise CheckpointError(f"{root}: {listed(twice)} stand in more than one file")
+        tied.update(names)
+    return headers, tied
 
 
 def _config(folder: Path, files: Files) -> dict[str, Any]:
     path = folder / "config.json"
     refuse_link_out(path, folder)
     return read_json(path, files) if path.is_file() else {}
-
-
-def _weight_files(folder: Path, files: Files) -> tuple[list[Path], dict[str, str] | None]:
-    """Return the weight files of a folder in order, and the index where there is one."""
-    paths, weight_map = _named_files(folder, files)
-    for path in paths:
-        if not path.name.isprintable():
-            raise CheckpointError(f"{folder} holds {path.name!r}, whose name cannot be printed", hint="rename it")
-        refuse_link_out(path, folder)
-    return paths, weight_map
-
-
-def _named_files(folder: Path, files: Files) -> tuple[list[Path], dict[str, str] | None]:
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{stem}.index.json"
-        if index.is_file():
-            refuse_link_out(index, folder)
-            weight_map = _weight_map(index, files)
-            names = sorted(set(weight_map.values()))
-            # transformers would take the single file, mergekit the shards: neither guess is safe.
-            if stem not in names and (folder / stem).is_file():
-                raise CheckpointError(
-                    f"{folder} holds {stem} and an index of other files, which may be two models",
-                    hint=f"name {folder / stem} in the recipe, or remove the one that does not belong",
-                )
-            return [folder / name for name in names], weight_map
-        if (folder / stem).is_file():
-            return [folder / stem], None
-    if (folder / "adapter_model.safetensors").is_file() or (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds a LoRA adapter, which is not supported yet",
-            hint="merge it into its base first: peft's merge_and_unload, then save_pretrained",
-        )
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1 and not _SHARD_NAME.search(found[0].name):
-        return found, None
-    if found:
-        raise CheckpointError(
-            f"{folder} holds {listed(path.name for path in found)} and no model.safetensors.index.json that says which "
-            "files belong",
-            hint="name one of the files in the recipe, or save the model again with save_pretrained",
-        )
-    raise CheckpointError(
-        f"{folder} holds no weights; expected model.safetensors, model.safetensors.index.json or pytorch_model.bin"
-    )
-
-
-def _weight_map(index: Path, files: Files) -> dict[str, str]:
-    weight_map = read_json(index, files).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing or empty")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or file in {"", ".."} or not file.isprintable():
-            said = f"{name[:100]} is said to be in {repr(file)[:300]}"
-            raise CheckpointError(f"{index}: {said}, which is not a file of the folder")
-    return weight_map
 
 
 def _check_index(root: Path, headers: list[Header], tied: Mapping[str, str], weight_map: Mapping[str, str]) -> None:
@@ -165,17 +116,3 @@ def _check_index(root: Path, headers: list[Header], tied: Mapping[str, str], wei
     unlisted = [name for name in held if name not in weight_map]
     if unlisted:
         raise CheckpointError(f"{root}: its shards hold {listed(unlisted)}, which its index does not name")
-
-
-def _refuse_quantised(root: Path, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
-    scales = [name for name in tensors if _SCALE_NAME.search(name)]
-    small = [name for name, tensor in tensors.items() if tensor.dtype.itemsize == 1 and tensor.dtype.is_float]
-    packed = [name for name, tensor in tensors.items() if not tensor.dtype.is_float and _PACKED_NAME.search(name)]
-    quantised = isinstance(config.get("quantization_config"), dict)
-    if quantised or (small and scales) or packed:
-        held = f"packed integers ({listed(packed, most=2)})" if packed else f"scales ({listed(scales, most=2)})"
-        why = "its config.json has a quantization_config" if quantised else f"it holds {held}"
-        raise CheckpointError(
-            f"{root} is quantised: {why}, so its numbers are not the weights",
-            hint="merge the original checkpoint in bfloat16, float16 or float32, then quantise the result",
-        )

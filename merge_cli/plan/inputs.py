@@ -55,6 +55,10 @@ class Inputs:
         if self.base_fisher is not None:
             yield "base fisher", self.base_fisher
 
+    def notes(self) -> Iterator[str]:
+        """Yield what was found out of the ordinary in a checkpoint and set right, with its name, once."""
+        yield from dict.fromkeys(f"{each.label}: {note}" for _, each in self.by_role() for note in each.notes)
+
     def identities(self) -> tuple[FileIdentity, ...]:
         """Return the identity of every file, each once."""
         files = {file.path: file for _, checkpoint in self.by_role() for file in checkpoint.files}

@@ -300,19 +300,6 @@ def test_integers_that_hold_several_weights_each_are_refused(suffix: str, tmp_pa
     assert f"is quantised: it holds packed integers ({name})" in refusal(tmp_path)
 
 
-def test_a_quantization_config_is_refused_with_a_hint(sharded: Path) -> None:
-    (sharded / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
-    with pytest.raises(
-        CheckpointError, match=r"its config.json has a quantization_config.*\n  hint: merge the original"
-    ):
-        open_checkpoint(sharded)
-
-
-def test_a_quantization_config_of_null_is_none(sharded: Path) -> None:
-    (sharded / "config.json").write_text('{"quantization_config": null}')
-    assert_holds(open_checkpoint(sharded), STATE)
-
-
 def test_nothing_in_the_folder_is_changed_by_opening_it(sharded: Path, tmp_path: Path) -> None:
     shutil.copytree(sharded, tmp_path / "copy")
     open_checkpoint(sharded)
