@@ -87,7 +87,8 @@ def measure_mismatch(
         for scheme in SCHEMES:
             say(f"{scheme} on all data")
             there = folder / scheme
-            merge(build_plan(_recipe(plan.recipe, scheme), device=plan.device), there / "model", sync=False)
+            again = build_plan(_recipe(plan.recipe, scheme), device=plan.device)
+            merge(again, there / "model", sync=False, input_digests=False)
             merged = open_checkpoint(there / "model", label=scheme)
             loaded = load_for(merged, settings)
             at = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from merge_cli.report.manifest import DIGEST_FILE, PRECISION_FOLDER, sha256_line
 from merge_cli.stream import (
     JOURNAL_FILE,
     Discard,
+    InputDigests,
     Journal,
     Listener,
     Past,
@@ -49,6 +49,7 @@ def merge(
     strict: bool = False,
     sync: bool = True,
     processes: bool = False,
+    input_digests: bool = True,
     listener: Listener | None = None,
     files: Files | None = None,
 ) -> MergeReport:
@@ -65,6 +66,9 @@ def merge(
         sync: Whether to return only when the output is on the device.
         processes: Whether to work in processes forked from this one, on Linux and without a GPU: faster, but only for a
             program whose other threads hold no locks at that moment. The default is threads.
+        input_digests: Whether the manifest records the SHA-256 of every input file. One that was not hashed before is
+            hashed by threads while it is read, about half a second of a core per gigabyte, and remembered in the user's
+            cache folder, so that it costs nothing the next time.
         listener: Is told how the work goes.
         files: The system calls to use.
 
@@ -86,12 +90,13 @@ def merge(
         try:
             if past is None:
                 staging.clear()
-            result, digests = _write(_Output(plan, folder, files, sync, processes, listener), out.name, past)
+            output = _Output(plan, folder, files, sync, processes, input_digests, listener)
+            written = _write(output, out.name, past)
             staging.commit(sync=sync)
         except BaseException as error:
             _leave(staging, error, files)
             raise
-    return _report(plan, out, result, digests, resumed=resumed_bytes(plan, past), seconds=time.perf_counter() - began)
+    return _report(plan, out, written, resumed=resumed_bytes(plan, past), seconds=time.perf_counter() - began)
 
 
 def examined(plan: MergePlan, *, files: Files | None = None) -> MergePlan:
@@ -154,9 +159,8 @@ def _leave(staging: Staging, error: BaseException, files: Files) -> None:
         staging.discard()
 
 
-def _report(
-    plan: MergePlan, out: Path, result: StreamResult, digests: Mapping[str, str], *, resumed: int, seconds: float
-) -> MergeReport:
+def _report(plan: MergePlan, out: Path, written: _Written, *, resumed: int, seconds: float) -> MergeReport:
+    result = written.result
     return MergeReport(
         out=str(out),
         method=plan.recipe.merge_method,
@@ -167,13 +171,14 @@ def _report(
         read_bytes=plan.read_bytes,
         written_bytes=plan.written_bytes,
         resumed_bytes=resumed,
+        hashed_bytes=written.hashed_bytes,
         seconds=round(seconds, 3),
         device=result.device,
         threads=plan.threads,
         counts=result.counts,
         diagnostics=dict(result.diagnosis.values),
         warnings=(*plan.warnings, *result.diagnosis.warnings),
-        files=digests,
+        files=written.weights,
     )
 
 
@@ -190,15 +195,36 @@ class _Output:
     files: Files
     sync: bool
     processes: bool
+    input_digests: bool
     listener: Listener | None
 
 
-def _write(output: _Output, name: str, past: Past | None) -> tuple[StreamResult, dict[str, str]]:
-    """Write everything into the staging folder; return what happened and the weight files' digests."""
+@dataclass(frozen=True)
+class _Written:
+    """What was written, and what happened on the way.
+
+    Attributes:
+        result: What was counted and found.
+        weights: Weight file of the merged model -> SHA-256.
+        precision: The same for the posterior precision.
+        inputs: Weight file of an input -> SHA-256; empty where they were not to be hashed.
+        hashed_bytes: Bytes of inputs whose SHA-256 was not known before.
+    """
+
+    result: StreamResult
+    weights: dict[str, str]
+    precision: dict[str, str]
+    inputs: dict[Path, str]
+    hashed_bytes: int
+
+
+def _write(output: _Output, name: str, past: Past | None) -> _Written:
+    """Write everything into the staging folder."""
     plan, folder, files, sync = output.plan, output.folder, output.files, output.sync
-    result, weights, digests = _write_weights(output, past)
+    written = _write_weights(output, past)
+    result, weights, digests = written.result, written.weights, dict(written.precision)
     digests |= {source.name: files.copy(source, folder / source.name, sync=sync) for source in plan.side_files}
-    texts = texts_beside(plan, name, result.counts, result.diagnosis, weights, tool=_TOOL)
+    texts = texts_beside(plan, name, result.counts, result.diagnosis, weights, inputs=written.inputs, tool=_TOOL)
     for file, text in texts.items():
         content = text.encode("utf-8")
         files.write_new(folder / file, content, sync=sync)
@@ -213,11 +239,11 @@ def _write(output: _Output, name: str, past: Past | None) -> tuple[StreamResult,
                 files.remove(folder / each)
     if sync and plan.precision is not None:
         files.sync_folder(folder / PRECISION_FOLDER)
-    return result, weights
+    return written
 
 
-def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, dict[str, str], dict[str, str]]:
-    """Stream the merged tensors, and the posterior precision where it is wanted, into files; return their digests."""
+def _write_weights(output: _Output, past: Past | None) -> _Written:
+    """Stream the merged tensors, and the posterior precision where it is wanted, into files."""
     plan, folder, files = output.plan, output.folder, output.files
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(Reader(_identities(plan), files))
@@ -237,6 +263,7 @@ def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, di
         sync = synchronise if output.sync else None
         journal = Journal(folder / JOURNAL_FILE, decisions(plan, _TOOL), past=past, sync=sync, files=files)
         stack.callback(journal.close)
+        inputs = stack.enter_context(InputDigests(plan, reader)) if output.input_digests else None
         digests = RunningDigests(plan.layout, writer)
         result = stream(
             plan,
@@ -245,6 +272,7 @@ def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, di
             output.listener,
             precision_writer=precision_writer,
             digests=digests,
+            inputs=inputs,
             journal=journal,
             processes=output.processes,
         )
@@ -255,4 +283,5 @@ def _write_weights(output: _Output, past: Past | None) -> tuple[StreamResult, di
             precision = {f"{PRECISION_FOLDER}/{file}": digest for file, digest in found.items()}
         if output.sync and result.crowded:
             writer.forget()
-        return result, weights, precision
+        hashed = inputs.finish(output.listener) if inputs is not None else {}
+        return _Written(result, weights, precision, hashed, inputs.nbytes if inputs is not None else 0)

@@ -139,10 +139,11 @@ def test_no_finished_range_is_computed_again(models: Path, tmp_path: Path) -> No
     # Looked at before, which reads a sample.
     plan = examined(planned(models, RECIPES["linear"], threads=1))
     whole, first, second = Seam(), StopAfter(20), Seam()
-    merge(plan, tmp_path / "whole" / "out", files=whole)
+    # Digests of inputs are of all of them.
+    merge(plan, tmp_path / "whole" / "out", files=whole, input_digests=False)
     with pytest.raises(Stopped):
-        merge(plan, tmp_path / "out", files=first)
-    merge(plan, tmp_path / "out", files=second)
+        merge(plan, tmp_path / "out", files=first, input_digests=False)
+    merge(plan, tmp_path / "out", files=second, input_digests=False)
     once = written_ranges(whole)
     assert len(once) == sum(map(is_block, whole.made))
     # The block at which it was stopped, and those before it in its range, are the only ones written twice.

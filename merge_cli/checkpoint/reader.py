@@ -52,8 +52,12 @@ class Reader:
         Raises:
             CheckpointError: If the file has changed since the plan was made, ends early, or cannot be read.
         """
-        with self._open.use(tensor.file) as fd:
-            self._files.read_exactly(fd, view, tensor.offset + start * tensor.dtype.itemsize, tensor.file)
+        self.read_raw(view, tensor.file, tensor.offset + start * tensor.dtype.itemsize)
+
+    def read_raw(self, view: memoryview, path: Path, offset: int) -> None:
+        """Fill ``view`` with the bytes of a file from ``offset``; errors as for :meth:`read_into`."""
+        with self._open.use(path) as fd:
+            self._files.read_exactly(fd, view, offset, path)
 
     def open_all(self, paths: Iterable[Path]) -> None:
         """Open files that will be read in processes forked from this one, so that a change of theirs is seen here too.
@@ -72,8 +76,12 @@ class Reader:
 
     def forget(self, tensor: StoredTensor, start: int, count: int) -> None:
         """Say that elements of a tensor will not be read again; the system may not listen."""
-        with self._open.use(tensor.file) as fd, contextlib.suppress(OSError):
-            self._files.forget(fd, *_bytes_of(tensor, start, count))
+        self.forget_raw(tensor.file, *_bytes_of(tensor, start, count))
+
+    def forget_raw(self, path: Path, offset: int, count: int) -> None:
+        """Say that bytes of a file will not be read again; the system may not listen."""
+        with self._open.use(path) as fd, contextlib.suppress(OSError):
+            self._files.forget(fd, offset, count)
 
     def check_unchanged(self) -> None:
         """Refuse files that were replaced or written to since they were planned, of those that were read.
@@ -81,9 +89,17 @@ class Reader:
         Raises:
             CheckpointError: Naming the file.
         """
-        for path in self._seen:
+        for path in list(self._seen):
             with reading(path):
                 self._check(path, self._files.status(path))
+
+    def untouched(self, identity: FileIdentity) -> bool:
+        """Whether a file is the very one that was planned, without even a change of its mode, when last looked at."""
+        return self._seen.get(identity.path, identity.place) == identity.place
+
+    def changed(self, path: Path) -> CheckpointError:
+        """Return the error that says that a file has changed."""
+        return CheckpointError(f"{path} has changed since the merge was planned", hint="start the merge again")
 
     def _open_checked(self, path: Path) -> int:
         with reading(path):
@@ -100,7 +116,7 @@ class Reader:
         changed = (stat.st_size, stat.st_mtime_ns) != (identity.size, identity.mtime_ns)
         replaced = seen is not None and seen[:2] != place[:2]
         if changed or replaced or (place != (seen or identity.place) and not self._holds_same(identity, place)):
-            raise CheckpointError(f"{path} has changed since the merge was planned", hint="start the merge again")
+            raise self.changed(path)
         self._seen[path] = place
 
     def _holds_same(self, identity: FileIdentity, place: tuple[int, int, int]) -> bool:

@@ -54,6 +54,14 @@ def merge(
     device: Device = "auto",
     shard_size: ShardSize = "5GB",
     fsync: Annotated[bool, typer.Option("--fsync/--no-fsync", help="Wait until the output is on the device.")] = True,
+    input_digests: Annotated[
+        bool,
+        typer.Option(
+            "--input-digests/--no-input-digests",
+            help="Record the SHA-256 of every input in the manifest. The first merge of a file hashes it, which takes "
+            "half a second of a core per gigabyte; later ones remember.",
+        ),
+    ] = True,
     allow_nonfinite: AllowNonfinite = False,
     strict: Strict = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
@@ -83,7 +91,16 @@ def merge(
     if verbose:
         render.plan(planned, as_json=False, to_stderr=True)
     with showing(visible=not quiet and not as_json) as listener:
-        report = run_merge(planned, out, force=force, restart=restart, sync=fsync, processes=True, listener=listener)
+        report = run_merge(
+            planned,
+            out,
+            force=force,
+            restart=restart,
+            sync=fsync,
+            processes=True,
+            input_digests=input_digests,
+            listener=listener,
+        )
     try:
         if not quiet:
             render.warnings(report.warnings[len(planned.warnings) :])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from merge_cli.checkpoint import FileIdentity
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
 from merge_cli.recipe import Recipe
@@ -16,7 +18,13 @@ _FORMAT = 1
 
 
 def manifest(
-    plan: MergePlan, counts: Mapping[str, int], diagnosis: Diagnosis, digests: Mapping[str, str], *, tool: str
+    plan: MergePlan,
+    counts: Mapping[str, int],
+    diagnosis: Diagnosis,
+    digests: Mapping[str, str],
+    *,
+    inputs: Mapping[Path, str],
+    tool: str,
 ) -> dict[str, Any]:
     """Return the manifest as plain data; inputs are named as the recipe names them, never by absolute paths.
 
@@ -25,6 +33,7 @@ def manifest(
         counts: What the method counted.
         diagnosis: What the method says of its prospects.
         digests: File name -> SHA-256 of the output's weight files.
+        inputs: Weight file of an input -> SHA-256; empty where they were not hashed.
         tool: Name and version of this program.
     """
     recipe = plan.recipe
@@ -40,10 +49,7 @@ def manifest(
             {
                 "role": each.role,
                 "reference": each.label,
-                "files": [
-                    {"name": file.path.name, "size": file.size, "mtime_ns": file.mtime_ns, "header_sha256": file.sha256}
-                    for file in each.files
-                ],
+                "files": [_input_file(file, inputs.get(file.path)) for file in each.files],
             }
             for each in plan.inputs
         ],
@@ -58,6 +64,17 @@ def manifest(
         "warnings": [*plan.warnings, *diagnosis.warnings],
         "files": dict(digests),
     }
+
+
+def _input_file(file: FileIdentity, sha256: str | None) -> dict[str, Any]:
+    known = {
+        "name": file.path.name,
+        "size": file.size,
+        "mtime_ns": file.mtime_ns,
+        "header_sha256": file.sha256,
+        "sample": file.sample,
+    }
+    return known | ({"sha256": sha256} if sha256 is not None else {})
 
 
 def _as_data(recipe: Recipe) -> dict[str, Any]:

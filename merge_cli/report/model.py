@@ -21,6 +21,7 @@ class MergeReport:
         read_bytes: Input bytes that entered the output.
         written_bytes: Bytes of the weight files.
         resumed_bytes: Output bytes that a run which was stopped had written.
+        hashed_bytes: Input bytes whose SHA-256 was not known from before and was computed.
         seconds: From the first byte read to the committed checkpoint.
         device: What it ran on.
         threads: Workers.
@@ -39,6 +40,7 @@ class MergeReport:
     read_bytes: int
     written_bytes: int
     resumed_bytes: int
+    hashed_bytes: int
     seconds: float
     device: str
     threads: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
@@ -18,6 +19,7 @@ def texts_beside(
     diagnosis: Diagnosis,
     digests: Mapping[str, str],
     *,
+    inputs: Mapping[Path, str],
     tool: str,
 ) -> dict[str, str]:
     """Return file name -> text: model card, manifest, configurations, and an index where there are several shards.
@@ -28,11 +30,12 @@ def texts_beside(
         counts: What the method counted.
         diagnosis: What the method says of its prospects.
         digests: File name -> SHA-256 of the output's weight files.
+        inputs: Weight file of an input -> SHA-256; empty where they were not hashed.
         tool: Name and version of this program.
     """
     texts = {
         "README.md": model_card(plan, name, tool=tool),
-        MANIFEST_FILE: _json(manifest(plan, counts, diagnosis, digests, tool=tool)),
+        MANIFEST_FILE: _json(manifest(plan, counts, diagnosis, digests, inputs=inputs, tool=tool)),
     }
     if plan.config:
         texts["config.json"] = _json(plan.config)

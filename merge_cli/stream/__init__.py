@@ -4,6 +4,7 @@ from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.engine import stream
 from merge_cli.stream.fishers import check_fishers
+from merge_cli.stream.input_digests import InputDigests
 from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.result import StreamResult
@@ -14,6 +15,7 @@ from merge_cli.stream.worker import Discard
 __all__ = [
     "JOURNAL_FILE",
     "Discard",
+    "InputDigests",
     "Journal",
     "Listener",
     "Past",

@@ -7,8 +7,9 @@ worker; one that is too large for that is measured by all workers together. Of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Reader
@@ -18,6 +19,7 @@ from merge_cli.stream.allocator import crowds_memory, keep_large_buffers
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.forking import can_fork
+from merge_cli.stream.input_digests import InputDigests
 from merge_cli.stream.journal import Journal, Record, Span, Tally, gaps, spans_of
 from merge_cli.stream.numpy_worker import NumpyWorker, suits
 from merge_cli.stream.pool import Job, Pool
@@ -42,6 +44,7 @@ def stream(
     *,
     precision_writer: Sink | None = None,
     digests: RunningDigests | None = None,
+    inputs: InputDigests | None = None,
     journal: Journal | None = None,
     done: Mapping[str, Sequence[Span]] | None = None,
     processes: bool = False,
@@ -55,6 +58,7 @@ def stream(
         listener: Is told how the work goes.
         precision_writer: Where the posterior precision goes, if anywhere.
         digests: Hashes the output on the way.
+        inputs: Hashes the inputs on the way.
         journal: Where finished ranges are noted; what earlier runs have noted in it is not done again.
         done: Tensor -> what of it is not to be done, as (start, count) in order; default: what the journal says.
         processes: Whether workers are forked processes where the system allows it; the sinks must not mind.
@@ -68,6 +72,8 @@ def stream(
     device = choose_device(plan.device)
     forked = processes and plan.threads > 1 and device == "cpu" and can_fork()
     crowded = crowds_memory(plan)
+    if inputs is not None and crowded:
+        inputs.drop_behind()
     numel = sum(task.place.numel for task in plan.tasks)
     count = plan.threads if forked or numel >= _SMALL_TENSOR * len(plan.tasks) else 1
     try:
@@ -84,7 +90,7 @@ def stream(
         tallies.add(record.tensor, record.tally)
     done = spans_of(past) if done is None else done
     pool = Pool(workers, processes=forked)
-    _Engine(plan, pool, count, listener or Quiet(), chain, tallies, done, digests, journal).run()
+    _Engine(plan, pool, count, listener or Quiet(), chain, tallies, done, digests, inputs, journal).run()
     reader.check_unchanged()
     sums = tallies.sums()
     return StreamResult(dict(sorted(tallies.counts.items())), device, sums, diagnosis(chain, sums), crowded)
@@ -109,6 +115,7 @@ class _Engine:
     tallies: Tallies
     done: Mapping[str, Sequence[Span]]
     digests: RunningDigests | None
+    inputs: InputDigests | None
     journal: Journal | None
 
     def run(self) -> None:
@@ -191,25 +198,35 @@ class _Engine:
     # --- merging ------------------------------------------------------------------------------------------------------
 
     def _merge_all(self) -> None:
-        places = {task.place.name: task.place for task in self.plan.tasks}
+        tasks = {task.place.name: task for task in self.plan.tasks}
         todo = ((task.place.dtype.itemsize, count) for task in self.plan.tasks for _, count in self._left(task))
         self.listener.phase("merging", sum(itemsize * count for itemsize, count in todo))
         if self.digests is not None:
             for name, spans in self.done.items():
                 for span in spans:
-                    self.digests.note(places[name], *span)
+                    self.digests.note(tasks[name].place, *span)
 
         def take(records: list[Record]) -> None:
             for record in records:
-                place = places[record.tensor]
+                task = tasks[record.tensor]
+                place = task.place
                 self.listener.advance(record.tensor, record.count * place.dtype.itemsize)
                 self.tallies.add(record.tensor, record.tally)
                 if self.journal is not None:
                     self.journal.record(record)
                 if self.digests is not None:
                     self.digests.add(place, record.start, record.count)
+                if self.inputs is not None:
+                    self.inputs.follow(task.sources, record.start, record.count)
 
         self.pool.run(self._merging(), take)
+        if self.inputs is not None:
+            self.inputs.follow_to_the_end()
+
+    @property
+    def _followed(self) -> Container[Path]:
+        """The input files whose pages are dropped by whoever hashes them."""
+        return self.inputs.followed if self.inputs is not None else ()
 
     def _left(self, task: TensorTask) -> list[Span]:
         """Return what of a tensor is not done yet, in ranges."""
@@ -250,7 +267,7 @@ class _Engine:
         worker.tally = Tally()
         for start, count in blocks(span, self.plan.block_numel):
             worker.copy(task, start, count)
-        worker.forget(task, span)
+        worker.forget(task, span, self._followed)
         return Record(task.place.name, *span, worker.tally)
 
     def _merge(self, worker: Worker, task: TensorTask, span: Span) -> Record:
@@ -264,5 +281,5 @@ class _Engine:
             worker.write(method.merge(block, task.params), task, start)
             if "precision" in block.emitted:
                 worker.write_precision(block.emitted["precision"], task, start)
-        worker.forget(task, span)
+        worker.forget(task, span, self._followed)
         return Record(task.place.name, *span, worker.tally)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from merge_cli.checkpoint import DType, Reader, StoredTensor
@@ -73,11 +74,18 @@ class Worker(abc.ABC):
             for source in task.sources:
                 self.reader.expect(source, *span)
 
-    def forget(self, task: TensorTask, span: Span) -> None:
-        """Let the system drop a range's inputs, where all files together would crowd out everyone else's."""
+    def forget(self, task: TensorTask, span: Span, kept: Container[Path] = ()) -> None:
+        """Let the system drop a range's inputs, where all files together would crowd out everyone else's.
+
+        Args:
+            task: The tensor.
+            span: The range.
+            kept: Files that are read once more, by someone who drops them then.
+        """
         if self.drops:
             for source in task.sources:
-                self.reader.forget(source, *span)
+                if source.file not in kept:
+                    self.reader.forget(source, *span)
 
     def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Need]) -> dict[Need, Array]:
         """Read what is needed of elements ``start`` to ``start + count``; deltas are computed, curvature is scaled.

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -115,9 +116,10 @@ class Scene:
     begun: Path | None = None
 
     def run(self, files: Seam) -> None:
-        """Plan and merge."""
-        plan = planned(self.inputs, self.recipe, files=files, threads=1)
-        merge(plan, self.out, force=self.old is not None, files=files)
+        """Plan and merge, without a cache of digests, from which on fewer calls would be made."""
+        with patch.dict(os.environ, XDG_CACHE_HOME=os.devnull):
+            plan = planned(self.inputs, self.recipe, files=files, threads=1)
+            merge(plan, self.out, force=self.old is not None, files=files)
 
     def restore(self) -> None:
         """Make it as it was before the merge."""

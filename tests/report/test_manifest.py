@@ -66,6 +66,8 @@ def test_it_identifies_every_input(manifest: dict[str, Any], folder: Path) -> No
                 "size": path.stat().st_size,
                 "mtime_ns": path.stat().st_mtime_ns,
                 "header_sha256": hashlib.sha256(header).hexdigest(),
+                "sample": each["files"][0]["sample"],
+                "sha256": hashlib.sha256(raw).hexdigest(),
             }
         ]
 

@@ -34,7 +34,7 @@ def told(files: Seam, what: str, path: Path) -> list[tuple[int, int]]:
 
 def test_each_range_is_announced_before_it_is_read(tmp_path: Path) -> None:
     plan, files = planned(tmp_path), Seam()
-    merge(plan, tmp_path / "out", sync=False, files=files)
+    merge(plan, tmp_path / "out", sync=False, files=files, input_digests=False)
     step = 16 * plan.block_numel
     ranges = [(start, min(step, NUMEL - start)) for start in range(0, NUMEL, step)]
     assert len(ranges) > 1
@@ -49,13 +49,30 @@ def test_each_range_is_announced_before_it_is_read(tmp_path: Path) -> None:
 def test_what_would_crowd_the_memory_is_dropped_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "crowds_memory", lambda plan: True)
     plan, files = planned(tmp_path), Seam()
-    merge(plan, tmp_path / "out", files=files)
+    merge(plan, tmp_path / "out", files=files, input_digests=False)
     for name in ("base", "one"):
         path = tmp_path / name / "model.safetensors"
         assert told(files, "forget", path) == told(files, "expect", path)
     # The output after it was synced: dirty pages cannot be dropped.
     shard = [call.name for call in files.made if call.path.suffix == ".safetensors" and "out.partial" in str(call.path)]
     assert shard.index("forget") > len(shard) - 1 - shard[::-1].index("sync")
+
+
+def test_what_is_hashed_is_dropped_when_it_was_hashed_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "crowds_memory", lambda plan: True)
+    plan, files = planned(tmp_path), Seam()
+    merge(plan, tmp_path / "out", files=files)
+    for name in ("base", "one"):
+        path = tmp_path / name / "model.safetensors"
+        calls = [call for call in files.made if call.path == path]
+        dropped = [call.arguments[1:] for call in calls if call.name == "forget"]
+        # Each byte of the file once, in order, and only when the worker has read all of it.
+        assert [start for start, _ in dropped] == [0, *(start + count for start, count in dropped[:-1])]
+        assert sum(dropped[-1]) == path.stat().st_size
+        last = max(call.number for call in calls if call.name == "expect")
+        assert min(call.number for call in calls if call.name == "forget") > last
 
 
 @pytest.mark.parametrize(("nbytes", "crowds"), [(768_001, True), (768_000, False)])
