@@ -17,6 +17,7 @@ from merge_cli.checkpoint.pickled import read_any_header
 from merge_cli.checkpoint.quantised import check_plain
 from merge_cli.checkpoint.turning import reading
 from merge_cli.checkpoint.weight_files import weight_files
+from merge_cli.checkpoint.wrappers import without_wrappers
 from merge_cli.errors import CheckpointError, listed
 
 
@@ -27,7 +28,7 @@ class Checkpoint:
     Attributes:
         label: What the recipe calls it.
         root: The folder, or the weight file itself.
-        tensors: Every tensor once, in the order of files and of bytes.
+        tensors: Every tensor once, in the order of files and of bytes, by its name without what a wrapper put there.
         tied: Further names of tied tensors -> the name in ``tensors``.
         files: The identity of each weight file, in order.
         metadata: The ``__metadata__`` of the first file.
@@ -76,10 +77,11 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
     if weight_map is not None:
         _check_index(root, headers, tied, weight_map)
     refuse_factors(root, tensors)
-    config, note = check_plain(root, tensors, config)
-    notes = (note,) if note is not None else ()
+    config, left_over = check_plain(root, tensors, config)
+    named, ties, taken_off = without_wrappers(root, tensors, tied)
+    notes = tuple(note for note in (left_over, taken_off) if note is not None)
     identities = tuple(header.identity for header in headers)
-    return Checkpoint(label or str(root), root, tensors, tied, identities, headers[0].metadata, config, notes)
+    return Checkpoint(label or str(root), root, named, ties, identities, headers[0].metadata, config, notes)
 
 
 def _headers(root: Path, paths: list[Path], files: Files) -> tuple[list[Header], dict[str, str]]:

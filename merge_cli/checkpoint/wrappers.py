@@ -1,0 +1,67 @@
+"""Names of tensors without what wrappers around a model put into them.
+
+torch.compile, data parallelism and checkpointing keep the model as a part of themselves, so that its state dict has
+their attribute in every name, where no loader looks for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from merge_cli.checkpoint.header import StoredTensor
+from merge_cli.errors import CheckpointError
+
+# Parts of a name that nothing but a wrapper has, wherever they stand.
+_INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+_MARKS = ("_orig_mod.", "_wrapped_module.", "_forward_module.")
+# What a part of a model may be called as well, so that it counts only where every name begins so.
+_LEADING = ("module.", "base_model.model.")
+
+
+def without_wrappers(
+    root: Path, tensors: Mapping[str, StoredTensor], tied: Mapping[str, str]
+) -> tuple[Mapping[str, StoredTensor], Mapping[str, str], str | None]:
+    """Take wrappers out of the names of a checkpoint's tensors.
+
+    Args:
+        root: Where the checkpoint is.
+        tensors: Its tensors.
+        tied: Further names of tied tensors.
+
+    Returns:
+        Tensors and tied names by their plain names, and a note on what was taken off, None where nothing was.
+
+    Raises:
+        CheckpointError: If two tensors have the same name without it.
+    """
+    names = {name: plain_name(name) for name in (*tensors, *tied)}
+    taken = dict.fromkeys(f"{part}." for name, plain in names.items() if name != plain for part in _INNER.findall(name))
+    while (prefix := _leading(names.values())) is not None:
+        names = {name: plain.removeprefix(prefix) for name, plain in names.items()}
+        taken[prefix] = None
+    if not taken:
+        return tensors, tied, None
+    first: dict[str, str] = {}
+    for name, plain in names.items():
+        if first.setdefault(plain, name) != name:
+            raise CheckpointError(
+                f"{root} holds '{first[plain]}' and '{name}', which without a wrapper's prefix are one",
+                hint="save the model again from what is inside of the wrapper",
+            )
+    note = f"{' and '.join(taken)} taken off the names of its tensors, which a wrapper around the model put there"
+    plain_tensors = {names[name]: replace(tensor, name=names[name]) for name, tensor in tensors.items()}
+    return plain_tensors, {names[name]: names[other] for name, other in tied.items()}, note
+
+
+def plain_name(name: str) -> str:
+    """Return a name without the parts that nothing but a wrapper has."""
+    return _INNER.sub("", name) if any(mark in name for mark in _MARKS) else name
+
+
+def _leading(names: Collection[str]) -> str | None:
+    """Return the wrapper's prefix that every name has, None where there is none."""
+    longer = (prefix for prefix in _LEADING if all(name.startswith(prefix) and name != prefix for name in names))
+    return next(longer, None) if names else None
