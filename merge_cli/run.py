@@ -178,6 +178,7 @@ def _report(plan: MergePlan, out: Path, written: _Written, *, resumed: int, seco
         counts=result.counts,
         diagnostics=dict(result.diagnosis.values),
         warnings=(*plan.warnings, *result.diagnosis.warnings),
+        notes=plan.notes,
         files=written.weights,
     )
 

@@ -816,7 +816,7 @@ def test_a_dropped_head_leaves_a_body_that_loads_as_one(
     bert: Trained, five_labels: dict[str, Tensor], tmp_path: Path
 ) -> None:
     report = merged(bert.folder, HEADED.replace("EXCLUDED", "{pattern: 'classifier.*', drop: true}"), tmp_path / "out")
-    assert report["warnings"] == ["2 tensors left out, as the recipe says"]
+    assert report["notes"] == ["2 tensors left out, as the recipe says"]
     assert tensors_of(tmp_path / "out").keys() == {name for name in bert.base if not name.startswith("classifier")}
     _, info = transformers.BertModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
@@ -1210,8 +1210,8 @@ def test_the_report_is_json_alone_on_standard_output(bert: Trained, tmp_path: Pa
     assert report["parameters"] == 5459 - 3 * 16 - 3
     assert report["read_bytes"] == 3 * 4 * report["parameters"]
     assert report["written_bytes"] == (tmp_path / "out/model.safetensors").stat().st_size
-    assert report["warnings"] == ["2 tensors left out, as the recipe says"]
-    assert ran.err == "warning: 2 tensors left out, as the recipe says\n"
+    assert report["notes"] == ["2 tensors left out, as the recipe says"]
+    assert ran.err == "note: 2 tensors left out, as the recipe says\n"
 
 
 def test_an_error_is_json_too_where_json_is_asked_for(bert: Trained, tmp_path: Path) -> None:

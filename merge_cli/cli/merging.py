@@ -85,6 +85,7 @@ def merge(
         refuse_warnings(planned)
     if not quiet:
         render.warnings(planned.warnings)
+        render.notes(planned.notes)
     if dry_run:
         render.plan(planned, as_json=as_json)
         return
@@ -137,6 +138,7 @@ def plan(
     if strict:
         refuse_warnings(planned)
     render.warnings(planned.warnings)
+    render.notes(planned.notes)
     found = None
     if measured:
         from merge_cli.run import measure

@@ -18,7 +18,7 @@ from merge_cli.plan.names import Names, decide_names
 from merge_cli.plan.output import output_config, side_file_donor, side_files
 from merge_cli.plan.parameters import ParameterLookup, check_measure_constants
 from merge_cli.plan.positions import layer_positions
-from merge_cli.plan.warnings import plan_warnings
+from merge_cli.plan.warnings import plan_notes, plan_warnings
 from merge_cli.recipe import Recipe, check_recipe
 
 _DEFAULT_MEMORY = 512 * 2**20
@@ -85,6 +85,7 @@ def build_plan(
         config=output_config(inputs, names, main_dtype(tasks)),
         side_files=side_files(side_file_donor(inputs)),
         warnings=tuple(plan_warnings(recipe, inputs, names, method, merged)),
+        notes=tuple(plan_notes(inputs, names)),
     )
 
 

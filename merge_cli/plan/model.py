@@ -102,6 +102,7 @@ class MergePlan:
         config: The output's ``config.json``; empty where no input has one.
         side_files: Files that are copied beside the weights.
         warnings: What a user should know, in sentences.
+        notes: What was set right or is as the recipe says, in sentences; never an error.
         examined: Whether they include what a look at the tensors' numbers tells.
     """
 
@@ -124,6 +125,7 @@ class MergePlan:
     config: Mapping[str, Any]
     side_files: tuple[Path, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
     examined: bool = False
 
     @cached_property

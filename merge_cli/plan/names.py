@@ -26,6 +26,7 @@ class Names:
         order: All names, in the order of the output.
         dropped: How many tensors the recipe leaves out.
         head_source: The one model from which excluded tensors are copied, where there is one.
+        notes: What was set right, in sentences.
     """
 
     merged: frozenset[str]
@@ -33,6 +34,7 @@ class Names:
     order: tuple[str, ...]
     dropped: int
     head_source: Checkpoint | None
+    notes: tuple[str, ...] = ()
 
 
 def decide_names(recipe: Recipe, inputs: Inputs) -> Names:

@@ -21,7 +21,6 @@ def plan_warnings(
 ) -> Iterator[str]:
     """Yield warnings in plain words; what only the tensors' numbers tell is not among them."""
     yield from recipe.origin.warnings
-    yield from inputs.notes()
     wide = [task.place.name for task in merged if any(model.dtype is DType.F64 for model in task.models)]
     if wide:
         yield f"{listed(wide, most=3)}: float64 inputs are merged in float32"
@@ -35,8 +34,6 @@ def plan_warnings(
             f"{listed(narrowed, most=3)}: models hold wider numbers than {inputs.reference.label}, whose dtype the "
             "output has; give dtype to keep them"
         )
-    if names.dropped:
-        yield f"{count_of(names.dropped, 'tensor')} left out, as the recipe says"
     yield from _unused(recipe, inputs)
     yield from _listed_twice(inputs)
     yield from _cautions(recipe, method, merged)
@@ -44,6 +41,14 @@ def plan_warnings(
     yield from stale_expert_warnings(inputs)
     if not inputs.reference.config:
         yield f"{inputs.reference.label} has no config.json, so neither has the output; transformers will not load it"
+
+
+def plan_notes(inputs: Inputs, names: Names) -> Iterator[str]:
+    """Yield what was set right, or is done because the recipe says so: a strict merge allows these."""
+    yield from inputs.notes()
+    yield from names.notes
+    if names.dropped:
+        yield f"{count_of(names.dropped, 'tensor')} left out, as the recipe says"
 
 
 def _unused(recipe: Recipe, inputs: Inputs) -> Iterator[str]:

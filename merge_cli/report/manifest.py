@@ -62,6 +62,7 @@ def manifest(
         "counts": dict(counts),
         "diagnostics": dict(diagnosis.values),
         "warnings": [*plan.warnings, *diagnosis.warnings],
+        "notes": list(plan.notes),
         "files": dict(digests),
     }
 

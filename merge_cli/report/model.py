@@ -28,6 +28,7 @@ class MergeReport:
         counts: What the method counted, such as ``clipped`` elements.
         diagnostics: What the method says of its prospects, such as ``extrapolation``.
         warnings: What a user should know.
+        notes: What was set right or is as the recipe says.
         files: Name -> SHA-256 of each weight file.
     """
 
@@ -47,6 +48,7 @@ class MergeReport:
     counts: Mapping[str, int]
     diagnostics: Mapping[str, Any]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
     files: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:

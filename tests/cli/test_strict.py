@@ -80,3 +80,13 @@ def test_a_device_that_is_not_there_is_found_without_merging(run: Run, folder: P
     done = run(*arguments, "--device", "cuda:99")
     assert done.code == 2
     assert done.err.startswith("error: --device cuda:99: this machine has ")
+
+
+def test_a_strict_merge_allows_what_the_recipe_leaves_out_and_notes_it(run: Run, folder: Path) -> None:
+    with (folder / "r.yml").open("a") as file:
+        file.write("exclude: [{pattern: ids, drop: true}]\n")
+    done = run("merge", "r.yml", "out", "--strict", "--json")
+    assert done.code == 0
+    assert done.err == "note: 1 tensor left out, as the recipe says\n"
+    assert json.loads(done.out)["notes"] == ["1 tensor left out, as the recipe says"]
+    assert json.loads((folder / "out" / "merge_manifest.json").read_text())["notes"] == json.loads(done.out)["notes"]

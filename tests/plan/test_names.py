@@ -114,7 +114,7 @@ def test_excluded_tensors_may_be_copied_from_a_model_or_left_out(tmp_path: Path)
     assert merged(plan) == ["a.w"]
     assert copied(plan) == {"head.w": "one", "head.b": "one"}
     assert {task.place.name: task.place.shape for task in plan.tasks}["head.w"] == (7, 3)
-    assert "1 tensor left out, as the recipe says" in plan.warnings
+    assert "1 tensor left out, as the recipe says" in plan.notes
 
 
 def test_the_first_pattern_that_matches_decides(tmp_path: Path) -> None:

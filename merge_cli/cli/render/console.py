@@ -32,5 +32,14 @@ def new_table(*headings: str) -> Table:
 
 def warnings(lines: Sequence[str]) -> None:
     """Print warnings to standard error."""
+    _tell("warning", lines)
+
+
+def notes(lines: Sequence[str]) -> None:
+    """Print notes, on what is no fault, to standard error."""
+    _tell("note", lines)
+
+
+def _tell(kind: str, lines: Sequence[str]) -> None:
     for line in lines:
-        typer.echo(f"warning: {printable(line)}", err=True)
+        typer.echo(f"{kind}: {printable(line)}", err=True)

@@ -75,6 +75,7 @@ def _plan_json(planned: MergePlan) -> dict[str, Any]:
         "device": planned.device,
         "digest": planned.digest,
         "warnings": list(planned.warnings),
+        "notes": list(planned.notes),
         "tensors": [
             {
                 "name": task.place.name,
