@@ -1,6 +1,6 @@
 """Bytes to and from disk: knows no method and no recipe."""
 
-from merge_cli.checkpoint.dtypes import DType, from_torch, parse_float_dtype, to_torch
+from merge_cli.checkpoint.dtypes import DType, parse_float_dtype, to_torch
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.header import FileIdentity, StoredTensor
 from merge_cli.checkpoint.identity import model_identity
@@ -24,7 +24,6 @@ __all__ = [
     "StoredTensor",
     "check_apart",
     "check_replaceable",
-    "from_torch",
     "lay_out",
     "locate",
     "model_identity",

@@ -78,6 +78,11 @@ def parse_float_dtype(text: str) -> DType:
     return dtype
 
 
+def dtype_named(torch_name: str) -> DType | None:
+    """Return the dtype that torch calls so, or None where a safetensors file cannot hold it (complex, quantised)."""
+    return _FROM_TORCH_NAME.get(torch_name)
+
+
 @cache
 def to_torch(dtype: DType) -> torch.dtype:
     """Return torch's own name for a dtype; imports torch on first use."""
@@ -86,9 +91,3 @@ def to_torch(dtype: DType) -> torch.dtype:
     found = getattr(torch, dtype.torch_name)
     assert isinstance(found, torch.dtype)
     return found
-
-
-@cache
-def from_torch(dtype: torch.dtype) -> DType | None:
-    """Return the dtype of a torch tensor, or None where a safetensors file cannot hold it (complex, quantised)."""
-    return _FROM_TORCH_NAME.get(str(dtype).removeprefix("torch."))

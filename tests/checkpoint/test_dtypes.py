@@ -4,7 +4,8 @@ import sys
 import pytest
 import torch
 
-from merge_cli.checkpoint import DType, from_torch, parse_float_dtype, to_torch
+from merge_cli.checkpoint import DType, parse_float_dtype, to_torch
+from merge_cli.checkpoint.dtypes import dtype_named
 from tests.checkpoint.helpers import TORCH_DTYPES
 
 
@@ -12,7 +13,7 @@ from tests.checkpoint.helpers import TORCH_DTYPES
 def test_every_dtype_has_torchs_size_kind_and_name(name: str, dtype: torch.dtype) -> None:
     ours = DType(name)
     assert to_torch(ours) is dtype
-    assert from_torch(dtype) is ours
+    assert dtype_named(str(dtype).removeprefix("torch.")) is ours
     assert ours.itemsize == dtype.itemsize
     assert ours.is_float == dtype.is_floating_point
     assert f"torch.{ours.torch_name}" == str(dtype)
@@ -24,7 +25,7 @@ def test_the_table_of_these_tests_has_every_dtype() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.complex32])
 def test_a_dtype_that_no_safetensors_file_holds_is_none(dtype: torch.dtype) -> None:
-    assert from_torch(dtype) is None
+    assert dtype_named(str(dtype).removeprefix("torch.")) is None
 
 
 @pytest.mark.parametrize(

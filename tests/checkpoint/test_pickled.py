@@ -1,6 +1,9 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -12,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge_cli.checkpoint import Checkpoint, Reader, open_checkpoint
+from merge_cli.checkpoint import Checkpoint, DType, Reader, open_checkpoint
 from merge_cli.errors import CheckpointError
 from tests.checkpoint.helpers import TORCH_DTYPES, Trickle, assert_holds, filled, raw_bytes, read_all
 
@@ -294,17 +297,16 @@ def test_another_storage_of_the_same_size_that_no_tensor_uses_is_not_mistaken_fo
     assert_holds(open_checkpoint(rebuilt(saved(state, tmp_path), first={"data/9": bytes(32)})), state)
 
 
-def test_where_two_places_fit_the_file_is_refused_and_not_guessed_at(tmp_path: Path) -> None:
+def test_a_storage_is_found_by_its_key_where_another_of_its_size_lies_whole_pages_away(tmp_path: Path) -> None:
     def place(name: str) -> int:
         return path.read_bytes().index(f"archive/{name}".encode())
 
-    # A mapping starts at a page, so of two storages of a size that lie whole pages apart, either could be the one.
-    page = os.sysconf("SC_PAGESIZE")
-    path = rebuilt(saved({"a": torch.arange(8.0)}, tmp_path), first={"data/9": bytes(32), "filler": b""})
+    state, page = {"a": torch.arange(8.0)}, os.sysconf("SC_PAGESIZE")
+    path = rebuilt(saved(state, tmp_path), first={"data/9": bytes(32), "filler": b""})
     missing = -(place("data/0") - place("data/9")) % page
     rebuilt(path, replace={"filler": bytes(missing)})
     assert (place("data/0") - place("data/9")) % page == 0
-    assert "do not lie where its directory says" in refusal(path).message
+    assert_holds(open_checkpoint(path), state)
 
 
 def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path) -> None:
@@ -329,10 +331,146 @@ def test_a_file_that_has_changed_since_it_was_opened_is_refused_by_the_reader(tm
         reader.read_into(memoryview(bytearray(8)), checkpoint.tensors["a"], 0)
 
 
+def state_with(tensors: str) -> bytes:
+    """Return the pickle of torch's state dict of one float tensor, with its description replaced."""
+    before = b"\x80\x02}X\x01\x00\x00\x00a"
+    return before + tensors.encode("latin-1") + b"s."
+
+
+STORAGE = "(X\x07\x00\x00\x00storagectorch\nFloatStorage\n{key}X\x03\x00\x00\x00cpu{numel}tQ"
+TENSOR = "ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + "{offset}{size}{stride}\x89ccollections\nOrderedDict\n)RtR"
+SOUND = {"key": "X\x01\x00\x00\x000", "numel": "K\x04", "offset": "K\x00", "size": "K\x04\x85", "stride": "K\x01\x85"}
+
+
+def described(**changes: str) -> bytes:
+    return state_with(TENSOR.format(**SOUND | changes))
+
+
+def test_the_description_that_the_next_test_breaks_is_sound(tmp_path: Path) -> None:
+    path = rebuilt(saved({"a": torch.arange(4.0)}, tmp_path), replace={"data.pkl": described()})
+    assert_holds(open_checkpoint(path), {"a": torch.arange(4.0)})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"key": "K\x00"}, id="the key of a storage is a number"),
+        pytest.param({"key": "X\x01\x00\x00\x001"}, id="a storage that is not there"),
+        pytest.param({"numel": "K\x05"}, id="a storage of another size"),
+        pytest.param({"numel": "G\x40\x10\x00\x00\x00\x00\x00\x00"}, id="a size that is no whole number"),
+        pytest.param({"numel": "J\xff\xff\xff\xff"}, id="a negative storage"),
+        pytest.param({"offset": "K\x01"}, id="beyond the end"),
+        pytest.param({"offset": "J\xff\xff\xff\xff"}, id="before the start"),
+        pytest.param({"size": "\x8a\x09" + "\xff" * 8 + "\x00\x85"}, id="more elements than can be counted"),
+        pytest.param({"size": "J\xff\xff\xff\xff\x85"}, id="a negative shape"),
+        pytest.param({"size": "]"}, id="a shape that is a list"),
+        pytest.param({"stride": "K\x01K\x01\x86"}, id="more strides than sizes"),
+        pytest.param({"size": "N"}, id="no shape"),
+    ],
+)
+def test_a_tensor_that_its_pickle_describes_wrongly_is_refused(changes: dict[str, str], tmp_path: Path) -> None:
+    path = rebuilt(saved({"a": torch.arange(4.0)}, tmp_path), replace={"data.pkl": described(**changes)})
+    assert refusal(path).message.startswith(f"{path} cannot be read: ")
+
+
+# Pairs of the pair before: a text of it would be longer than any memory, and its hash would take forever.
+SHARED = ")q\x00" + "h\x00h\x00\x86q\x00" * 90
+
+
+def asking(instructions: str) -> bytes:
+    return state_with(instructions)
+
+
+@pytest.mark.parametrize(
+    "instructions",
+    [
+        pytest.param("c__builtin__\nbytearray\nJ\x00\x00\x00\x70\x85R", id="a bytearray"),
+        pytest.param("cbuiltins\nbytearray\n\x8a\x05\x00\xbc\xa0\x65\x01\x85R", id="a bytearray of 6 GB"),
+        pytest.param("cbuiltins\nset\n]\x85R", id="a set"),
+        pytest.param("c_codecs\nencode\nX\x00\x00\x00\x00X\x06\x00\x00\x00latin1\x86R", id="an encoding"),
+        pytest.param("\x96\x00\x00\x00\x00\x01\x00\x00\x00", id="an array longer than the file"),
+        pytest.param("I" + "9" * 5000 + "\n", id="a number of 5,000 digits"),
+        pytest.param("(" * 100_000, id="100,000 marks"),
+        pytest.param(")" + "\x85" * 100_000, id="a tuple in a tuple, 100,000 times"),
+        pytest.param("(" + SHARED + "ctorch\nFloatStorage\nh\x00NNtQ", id="a storage whose key doubles 90 times"),
+        pytest.param("ctorch.serialization\n_get_layout\n" + SHARED + "\x85R", id="a layout that doubles 90 times"),
+        pytest.param(SHARED + "K\x01", id="a name that doubles 90 times"),
+        pytest.param("\x8a\xff" + "\x7f" * 255 + "}ss", id="a key of 255 bytes"),
+    ],
+)
+def test_a_pickle_that_asks_for_memory_is_refused_without_taking_it(instructions: str, tmp_path: Path) -> None:
+    path = rebuilt(saved({"a": torch.arange(4.0)}, tmp_path), replace={"data.pkl": asking(instructions)})
+    tracemalloc.start()
+    try:
+        refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_of_a_few_bytes_that_takes_6_gigabytes_is_refused_under_a_limit_of_the_system(tmp_path: Path) -> None:
+    hostile = "cbuiltins\nbytearray\n\x8a\x05\x00\xbc\xa0\x65\x01\x85R"
+    path = rebuilt(saved({}, tmp_path), replace={"data.pkl": asking(hostile)})
+    program = f"""
+import resource
+from pathlib import Path
+from merge_cli.checkpoint import open_checkpoint
+from merge_cli.errors import CheckpointError
+resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+try:
+    open_checkpoint(Path({str(path)!r}))
+except CheckpointError as error:
+    assert "bytearray" in error.message
+else:
+    raise SystemExit("accepted")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_local_header_that_does_not_agree_with_the_directory_is_refused(tmp_path: Path) -> None:
+    path = saved({"a": torch.arange(4.0)}, tmp_path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        start = next(info.header_offset for info in archive.infolist() if info.filename.endswith("/data/0"))
+    # Signature, flags, method, size, and the name.
+    for at in (0, 6, 8, 24, 30):
+        path.write_bytes(changed(whole, [(start + at, whole[start + at] ^ 0x21)]))
+        assert "does not agree with the directory" in refusal(path).message
+
+
+def test_a_directory_that_is_larger_than_any_sound_one_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    with path.open("wb") as file:
+        file.truncate(50_000_000)
+        file.seek(0, os.SEEK_END)
+        file.write(b"PK\x05\x06" + bytes(4) + b"\1\0\1\0" + (50_000_000).to_bytes(4, "little") + bytes(6))
+    tracemalloc.start()
+    try:
+        assert "its directory has 50000000 bytes" in refusal(path).message
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_torch_is_not_needed_to_find_the_tensors_of_a_pickle(tmp_path: Path) -> None:
+    path = saved({"a": torch.arange(4.0)}, tmp_path)
+    program = f"""
+import sys
+from pathlib import Path
+from merge_cli.checkpoint import open_checkpoint
+assert list(open_checkpoint(Path({str(path)!r})).tensors) == ["a"]
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+FUZZED = {"a": torch.arange(4.0), "b": torch.ones(3, dtype=torch.bfloat16)}
+
+
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     path = tmp_path_factory.mktemp("fuzz") / "x.bin"
-    torch.save({"a": torch.arange(4.0), "b": torch.ones(3, dtype=torch.bfloat16)}, path)
+    torch.save(FUZZED, path)
     return path, path.read_bytes()
 
 
@@ -346,7 +484,7 @@ def changed(content: bytes, changes: list[tuple[int, int]]) -> bytes:
     return bytes(result)
 
 
-def assert_refused_or_read(path: Path) -> None:
+def assert_refused_or_read(path: Path, sound: Mapping[str, Any] | None = None) -> None:
     try:
         checkpoint = open_checkpoint(path)
     except CheckpointError as error:
@@ -354,7 +492,14 @@ def assert_refused_or_read(path: Path) -> None:
             raise
         return
     # What is accepted holds what torch finds in it; a mapping, because torch then reads past wrong check sums too.
-    found, theirs = read_all(checkpoint), torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    found = read_all(checkpoint)
+    try:
+        theirs = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, ValueError):
+        # torch also refuses what says nothing of the tensors, such as a damaged number of its own in the archive.
+        places = {name: (tensor.offset, tensor.shape, tensor.dtype) for name, tensor in checkpoint.tensors.items()}
+        assert places == sound
+        return
     assert found.keys() | checkpoint.tied.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert found[checkpoint.tied.get(name, name)] == raw_bytes(tensor)
@@ -367,7 +512,8 @@ def test_a_file_with_bytes_changed_is_refused_or_read(
 ) -> None:
     path, whole = fuzzed
     path.write_bytes(changed(whole, changes))
-    assert_refused_or_read(path)
+    a, b = (whole.index(number.view(torch.uint8).numpy().tobytes()) for number in FUZZED.values())
+    assert_refused_or_read(path, {"a": (a, (4,), DType.F32), "b": (b, (3,), DType.BF16)})
 
 
 @settings(max_examples=80, deadline=None)
