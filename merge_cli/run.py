@@ -91,7 +91,7 @@ def merge(
             if past is None:
                 staging.clear()
             output = _Output(plan, folder, files, sync, processes, input_digests, listener)
-            written = _write(output, out.name, past)
+            written = _write(output, out, past)
             staging.commit(sync=sync)
         except BaseException as error:
             _leave(staging, error, files)
@@ -219,13 +219,13 @@ class _Written:
     hashed_bytes: int
 
 
-def _write(output: _Output, name: str, past: Past | None) -> _Written:
+def _write(output: _Output, out: Path, past: Past | None) -> _Written:
     """Write everything into the staging folder."""
     plan, folder, files, sync = output.plan, output.folder, output.files, output.sync
     written = _write_weights(output, past)
     result, weights, digests = written.result, written.weights, dict(written.precision)
     digests |= {source.name: files.copy(source, folder / source.name, sync=sync) for source in plan.side_files}
-    texts = texts_beside(plan, name, result.counts, result.diagnosis, weights, inputs=written.inputs, tool=_TOOL)
+    texts = texts_beside(plan, out, result.counts, result.diagnosis, weights, inputs=written.inputs, tool=_TOOL)
     for file, text in texts.items():
         content = text.encode("utf-8")
         files.write_new(folder / file, content, sync=sync)

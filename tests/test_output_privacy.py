@@ -84,6 +84,26 @@ def test_no_file_of_the_output_tells_the_home_directory_or_a_token(home: Path) -
         assert b".cache" not in content, name
 
 
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("home-of-alice/out", ".."),
+        ("home-of-alice/new/deep/out", "../../.."),
+        # Through the folder of all homes, or through the root, the way would name whose home it is.
+        ("out", None),
+        ("home-of-bob/out", None),
+    ],
+)
+def test_where_the_recipe_lay_is_told_as_seen_from_the_output_and_names_no_home(
+    home: Path, out: str, told: str | None
+) -> None:
+    (home / "r.yml").write_text("merge_method: passthrough\nmodels: [{model: ~/base}]\n")
+    merge(build_plan(load_recipe(home / "r.yml")), home.parent / out, sync=False)
+    text = (home.parent / out / "merge_manifest.json").read_text()
+    assert json.loads(text)["recipe_folder"] == told
+    assert "home-of-alice" not in text
+
+
 def test_inputs_are_recorded_as_the_recipe_names_them(home: Path) -> None:
     manifest = json.loads((output(home, 0o022) / "deep" / "out" / "merge_manifest.json").read_text())
     assert [each["reference"] for each in manifest["inputs"]] == ["~/base", "org/fine-tune", "~/fisher", "~/fisher"]

@@ -50,7 +50,11 @@ def verify(
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FOLDER", help="Where paths in the recipe start; default: beside OUT."),
+        typer.Option(
+            "--from",
+            metavar="FOLDER",
+            help="Where paths in the recipe start; default: where the recipe lay, then beside OUT.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="For the choice of tensors; default: another one each time.")] = None,
     memory: Memory = "512MiB",

@@ -69,7 +69,7 @@ class Opener:
     """Finds and opens checkpoints by what the recipe calls them; one that is named twice is opened once."""
 
     def __init__(self, recipe: Recipe, files: Files) -> None:
-        self._folders = (recipe.origin.folder, Path.cwd())
+        self._folders = recipe.origin.folders
         self._files = files
         self._opened: dict[Path, Checkpoint] = {}
         self._found: dict[str, Path] = {}

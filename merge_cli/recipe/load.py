@@ -73,7 +73,12 @@ def load_recipe(source: Path | str, *, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(
-    text: str, *, name: str = "recipe", folder: Path | None = None, overrides: Sequence[str] = ()
+    text: str,
+    *,
+    name: str = "recipe",
+    folder: Path | None = None,
+    others: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
 ) -> Recipe:
     """Read a recipe from YAML text; the arguments are those of :class:`Origin`."""
     document = parse_yaml(text, name)
@@ -84,7 +89,7 @@ def parse_recipe(
         raise RecipeError(f"{name} has {len(data)} keys, more than any recipe", hint="is it the right file?")
     for override in overrides:
         apply_override(data, override)
-    origin = Origin(name, text, folder or Path.cwd(), tuple(overrides), document.lines)
+    origin = Origin(name, text, folder or Path.cwd(), tuple(others), tuple(overrides), document.lines)
     _refuse_dtype(data, origin)
     _refuse_unsupported(data, origin)
     warnings = list(_check_holders(data, document, origin))
@@ -152,7 +157,7 @@ def _refuse_unsupported(data: dict[str, Any], origin: Origin) -> None:
     lines += [
         f"{origin.at(*place)}: a model with a LoRA adapter ('{name}') is not supported yet"
         for place, name in adapters
-        if not any(_exists(folder / name) for folder in (origin.folder, Path.cwd()))
+        if not any(_exists(folder / name) for folder in origin.folders)
     ]
     if lines:
         raise RecipeError(

@@ -107,7 +107,8 @@ class Origin:
     Attributes:
         name: What errors call it.
         text: The YAML as read; empty for a recipe made in Python.
-        folder: What relative paths start from, before the working directory.
+        folder: What relative paths start from first.
+        others: What they start from next, before the working directory.
         overrides: What ``--set`` changed.
         lines: Line of every place in the text.
         warnings: What is odd about it, in sentences.
@@ -116,9 +117,15 @@ class Origin:
     name: str = "recipe"
     text: str = ""
     folder: Path = field(default_factory=Path.cwd)
+    others: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
     lines: Mapping[Place, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where a relative path may start, in order."""
+        return self.folder, *self.others, Path.cwd()
 
     def at(self, *place: str | int) -> str:
         """Return ``recipe.yml:5: parameters.density`` for a place, the line that of the closest place known."""

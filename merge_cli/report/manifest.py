@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import FileIdentity
+from merge_cli.checkpoint.json_text import is_text
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
 from merge_cli.recipe import Recipe
@@ -19,6 +22,7 @@ _FORMAT = 1
 
 def manifest(
     plan: MergePlan,
+    out: Path,
     counts: Mapping[str, int],
     diagnosis: Diagnosis,
     digests: Mapping[str, str],
@@ -30,6 +34,7 @@ def manifest(
 
     Args:
         plan: What was done.
+        out: Where the output will be.
         counts: What the method counted.
         diagnosis: What the method says of its prospects.
         digests: File name -> SHA-256 of the output's weight files.
@@ -44,6 +49,7 @@ def manifest(
         "method": {"name": recipe.merge_method, "version": plan.method.version, "source": plan.method.source},
         "seed": recipe.seed,
         "recipe": recipe.origin.text or _as_data(recipe),
+        "recipe_folder": _recipe_folder(recipe, out),
         "overrides": list(recipe.origin.overrides),
         "inputs": [
             {
@@ -65,6 +71,23 @@ def manifest(
         "notes": list(plan.notes),
         "files": dict(digests),
     }
+
+
+def _recipe_folder(recipe: Recipe, out: Path) -> str | None:
+    """Return the folder of a recipe's file as seen from the output, so that paths in it can be followed from there.
+
+    None for a recipe that is no file, and where the way there would name the folders of this machine: where it leads
+    through the root, or through the folder in which users have their homes.
+    """
+    folder, out = recipe.origin.folder.resolve(), out.resolve()
+    if not (folder / recipe.origin.name).is_file():
+        return None
+    shared = Path(os.path.commonpath([folder, out.parent]))
+    with contextlib.suppress(RuntimeError):
+        if shared in Path.home().resolve().parents:
+            return None
+    way = Path(os.path.relpath(folder, out)).as_posix()
+    return way if shared != Path(shared.anchor) and is_text(way) else None
 
 
 def _input_file(file: FileIdentity, sha256: str | None) -> dict[str, Any]:

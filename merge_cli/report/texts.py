@@ -14,7 +14,7 @@ from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER, manifest
 
 def texts_beside(
     plan: MergePlan,
-    name: str,
+    out: Path,
     counts: Mapping[str, int],
     diagnosis: Diagnosis,
     digests: Mapping[str, str],
@@ -26,7 +26,7 @@ def texts_beside(
 
     Args:
         plan: What was done.
-        name: What the output is called.
+        out: Where the output will be.
         counts: What the method counted.
         diagnosis: What the method says of its prospects.
         digests: File name -> SHA-256 of the output's weight files.
@@ -34,8 +34,8 @@ def texts_beside(
         tool: Name and version of this program.
     """
     texts = {
-        "README.md": model_card(plan, name, tool=tool),
-        MANIFEST_FILE: _json(manifest(plan, counts, diagnosis, digests, inputs=inputs, tool=tool)),
+        "README.md": model_card(plan, out.name, tool=tool),
+        MANIFEST_FILE: _json(manifest(plan, out, counts, diagnosis, digests, inputs=inputs, tool=tool)),
     }
     if plan.config:
         texts["config.json"] = _json(plan.config)

@@ -56,6 +56,12 @@ def _below(name: str) -> str:
     return name
 
 
+def _relative(folder: str) -> str:
+    if Path(folder).is_absolute() or "\0" in folder:
+        raise ValueError("expected a folder as seen from the output")
+    return folder
+
+
 def _few(raw: Any) -> Any:
     if isinstance(raw, dict) and len(raw) > _MOST_KEYS:
         raise ValueError(f"expected {_MOST_KEYS} entries at most")
@@ -85,12 +91,15 @@ class InputFile(_Part):
     size: StrictInt
     mtime_ns: StrictInt
     header_sha256: Text
+    sample: Text | None = None
+    sha256: Digest | None = None
 
 
 class Input(_Part):
     """A checkpoint that was merged."""
 
     role: Text
+    reference: Text = ""
     files: Annotated[tuple[InputFile, ...], FailFast()]
 
 
@@ -107,6 +116,7 @@ class Manifest(_Part):
         tool: Name and version of the program that wrote it.
         method: The method's version.
         recipe: The recipe's text, or its data where it was made in Python.
+        recipe_folder: Where its file lay, from the output.
         overrides: What ``--set`` changed in it.
         inputs: What was merged.
         counts: What the method counted.
@@ -116,6 +126,7 @@ class Manifest(_Part):
     tool: Text
     method: MethodVersion
     recipe: Annotated[str | dict[str, Any], BeforeValidator(_text_or_object)]
+    recipe_folder: Annotated[Text, AfterValidator(_relative)] | None = None
     overrides: Annotated[tuple[str, ...], FailFast()]
     inputs: Annotated[tuple[Input, ...], FailFast()]
     counts: Annotated[Mapping[str, StrictInt], BeforeValidator(_few)]

@@ -13,13 +13,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from merge_cli import __version__
-from merge_cli.checkpoint import Checkpoint, Reader, StoredTensor, open_checkpoint
-from merge_cli.errors import CheckpointError, MergeError, RecipeError, count_of, listed
+from merge_cli.checkpoint import Checkpoint, Files, Reader, StoredTensor, open_checkpoint
+from merge_cli.errors import CheckpointError, MergeError, RecipeError, listed
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.recipe import Origin, Recipe, parse_recipe
 from merge_cli.report import Verification
 from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER
 from merge_cli.stream import Listener, Span, check_fishers, stream
+from merge_cli.verification.inputs import blame_inputs, compare_inputs, input_notes
 from merge_cli.verification.manifest import Manifest, first_finding
 
 # Twice what the file of a recipe may have; all that is wrong in more would take gigabytes to say.
@@ -33,7 +34,8 @@ class Replay:
     Attributes:
         count: Tensors, chosen at random; None for all.
         seed: For the choice; None for another one each time.
-        folder: Where relative paths in the recipe start, before the working directory.
+        folder: Where relative paths in the recipe start, before the working directory; default: where the manifest
+            says that the recipe lay, then beside the checkpoint.
         memory: Budget in bytes for all buffers together.
     """
 
@@ -104,8 +106,11 @@ def replayed(
                 other = _Comparing(precision, second)
                 stream(plan, sink, inputs, listener, precision_writer=other, done=done)
             different = {f"{PRECISION_FOLDER}/{name}": what for name, what in other.different.items()} | sink.different
-    notes = (*found.notes, *_changes(made, plan))
     extra = sorted(checkpoint.tensors.keys() - set(names))
+    sources = compare_inputs(made, plan)
+    if different or extra:
+        blame_inputs(sources, Files())
+    notes = (*found.notes, *input_notes(sources), *_changes(made, plan))
     problems = [f"'{name}' {what}, when it is computed again" for name, what in sorted(different.items())]
     problems += [f"{listed(extra)}: not in the recipe's output"] if extra else []
     good = tuple(name for name in names if name in chosen and name not in sink.different)
@@ -118,8 +123,11 @@ def _chosen(names: Sequence[str], count: int, seed: int) -> set[str]:
 
 def _plan_again(made: Manifest, replay: Replay, checkpoint: Checkpoint, threads: int | None) -> MergePlan:
     """Plan the recorded recipe with the inputs as they are now."""
-    folder = (replay.folder or checkpoint.root.parent).resolve()
-    origin = Origin(f"the recipe in {checkpoint.root / MANIFEST_FILE}", folder=folder)
+    out = checkpoint.root
+    ways = [out / made.recipe_folder] if made.recipe_folder is not None else []
+    first, *others = [replay.folder] if replay.folder is not None else [*ways, out.parent]
+    name = f"the recipe in {out / MANIFEST_FILE}"
+    origin = Origin(name, folder=first.resolve(), others=tuple(folder.resolve() for folder in others))
     try:
         recipe = _recipe(made, origin)
         return build_plan(recipe, memory=replay.memory, threads=threads, allow_nonfinite=made.allows_nonfinite)
@@ -127,7 +135,7 @@ def _plan_again(made: Manifest, replay: Replay, checkpoint: Checkpoint, threads:
         hint = f"the manifest is damaged, or what {made.tool} wrote is no recipe of merge-cli {__version__}"
         raise _hinted(error, hint) from error
     except CheckpointError as error:
-        hint = "paths in the recipe start from where the recipe was: run this there, or give --from FOLDER"
+        hint = "paths in the recipe start from where the recipe was: give it with --from FOLDER"
         raise _hinted(error, hint) from error
 
 
@@ -140,7 +148,9 @@ def _recipe(made: Manifest, origin: Origin) -> Recipe:
     if length > _MOST_CHARACTERS:
         raise RecipeError(f"{origin.name} has {length} characters, expected {_MOST_CHARACTERS} at most")
     if isinstance(made.recipe, str):
-        return parse_recipe(made.recipe, name=origin.name, folder=origin.folder, overrides=made.overrides)
+        return parse_recipe(
+            made.recipe, name=origin.name, folder=origin.folder, others=origin.others, overrides=made.overrides
+        )
     try:
         return Recipe.model_validate(made.recipe).with_origin(origin)
     except ValidationError as error:
@@ -153,25 +163,7 @@ def _precision(plan: MergePlan, checkpoint: Checkpoint) -> Checkpoint | None:
 
 
 def _changes(made: Manifest, plan: MergePlan) -> Iterator[str]:
-    """Say which inputs, and what of the program, are not what they were."""
-    recorded = {(each.role, file.name): file for each in made.inputs for file in each.files}
-    now = {(each.role, file.path.name): file for each in plan.inputs for file in each.files}
-    labels = {each.role: each.label for each in plan.inputs}
-    changed, touched = [], []
-    for key in dict.fromkeys((*recorded, *now)):
-        old, new = recorded.get(key), now.get(key)
-        name = f"{labels.get(key[0], key[0])}/{key[1]}"
-        if old is None or new is None or (old.size, old.header_sha256) != (new.size, new.sha256):
-            changed.append(name)
-        elif old.mtime_ns != new.mtime_ns:
-            touched.append(name)
-    if changed:
-        yield f"{count_of(len(changed), 'input file')} changed since the merge: {listed(dict.fromkeys(changed))}"
-    if touched:
-        yield (
-            f"{count_of(len(touched), 'input file')} written again since the merge, with the same size and header: "
-            f"{listed(dict.fromkeys(touched))}"
-        )
+    """Say what of the program is not what it was."""
     tool = f"merge-cli {__version__}"
     if made.tool != tool:
         yield f"made by {made.tool}, computed again by {tool}"

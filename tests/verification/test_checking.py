@@ -11,6 +11,7 @@ import torch
 
 from merge_cli import CheckpointError, Replay, build_plan, load_recipe, merge, verify
 from merge_cli.errors import VerificationError
+from merge_cli.recipe import parse_recipe
 from tests.checkpoints import write_checkpoint, write_recipe
 
 # Four tensors in three shards: a large one of its own, and small ones.
@@ -186,25 +187,119 @@ def test_a_tensor_that_is_not_what_its_inputs_give_is_named(folder: Path) -> Non
     assert sorted(found.replayed) == ["a", "b", "c"]
 
 
-def test_an_input_that_has_changed_is_named_and_the_tensor_that_it_gives_too(folder: Path) -> None:
+def replayed_in_vain(*changed: str) -> None:
+    """Check that it is the inputs that are said to have changed, and not the output."""
+    with pytest.raises(CheckpointError) as caught:
+        verify("out", replay=Replay(None))
+    files = f"{len(changed)} input file{'s' if len(changed) > 1 else ''}"
+    says = f"{files} changed since the merge, so that computing it again says nothing about the output: "
+    assert caught.value.message == says + ", ".join(changed)
+    assert verify("out").sound
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_input_that_has_changed_is_named_and_the_output_is_not_blamed(folder: Path, kept: bool) -> None:
     path = folder / "one" / "model.safetensors"
     before = path.stat().st_mtime_ns
     damage(path)
-    os.utime(path, ns=(before, before + 10**9))
+    os.utime(path, ns=(before, before + 10**9 * (not kept)))
+    replayed_in_vain("one/model.safetensors")
+
+
+def change_between_samples(path: Path) -> None:
+    """Change a number of a large file of which no sample is taken, and set the time back."""
+    before = path.stat()
+    damage(path, -100_000)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a merge of two large models."""
+    for i, name in enumerate(("base", "one", "two")):
+        write_checkpoint(tmp_path / name, {"w": torch.full((100_000,), 1.0 + i)})
+    monkeypatch.chdir(tmp_path)
+    make("linear")
+    return tmp_path
+
+
+def test_an_input_whose_sample_does_not_show_it_has_changed_by_its_digest(large: Path) -> None:
+    change_between_samples(large / "two" / "model.safetensors")
+    replayed_in_vain("two/model.safetensors")
+
+
+def test_without_recorded_digests_a_change_that_no_sample_shows_is_not_told_from_one_of_the_output(large: Path) -> None:
+    merge(build_plan(load_recipe("recipe.yml")), "out", sync=False, force=True, input_digests=False)
+    change_between_samples(large / "two" / "model.safetensors")
+    assert [problem.split()[0] for problem in verify("out", replay=Replay(None)).problems] == ["'w'"]
+
+
+def test_what_is_wrong_with_the_output_is_said_too_where_an_input_has_changed(folder: Path) -> None:
+    damage(folder / "one" / "model.safetensors")
+    damage(folder / "out" / "model-00004-of-00004.safetensors")
+    problems = verify("out", replay=Replay(None)).problems
+    assert problems[0] == "model-00004-of-00004.safetensors has changed: its SHA-256 is not the recorded one"
+    assert problems[1].startswith("it cannot be computed again: 1 input file changed since the merge")
+
+
+def test_inputs_that_were_written_again_with_the_same_content_are_noted(folder: Path) -> None:
+    os.utime(folder / "one" / "model.safetensors", ns=(1, 1))
     found = verify("out", replay=Replay(None))
-    assert found.notes == (
-        "1 input file written again since the merge, with the same size and header: one/model.safetensors",
-    )
-    assert [problem.split()[0] for problem in found.problems] == ["'d'"]
+    assert found.sound
+    what = "written again since the merge, with the same size, header and sample of numbers"
+    assert found.notes == (f"1 input file {what}: one/model.safetensors",)
 
 
-def test_an_input_of_another_shape_is_named_as_changed(folder: Path) -> None:
+def test_inputs_that_changed_and_give_the_same_are_noted(folder: Path) -> None:
+    state = {name: value + 0.1 * _tensors(1)[name] for name, value in _tensors(0).items()}
+    write_checkpoint(folder / "one", state, metadata={"said": "more"})
+    found = verify("out", replay=Replay(None))
+    assert found.sound
+    assert found.notes == ("1 input file changed since the merge: one/model.safetensors",)
+
+
+def test_inputs_of_another_shape_are_named_as_changed(folder: Path) -> None:
     for name in ("base", "one", "two"):
         write_checkpoint(folder / name, {**_tensors(0), "d": torch.ones(2, 2), "e": torch.ones(3)})
-    found = verify("out", replay=Replay(None))
-    assert found.notes[0].startswith("3 input files changed since the merge: ")
-    assert "'d' is [40, 8] of float32, expected [2, 2] of float32, when it is computed again" in found.problems
-    assert "'e' is missing, expected [3] of float32, when it is computed again" in found.problems
+    replayed_in_vain(*(f"{name}/model.safetensors" for name in ("base", "one", "two")))
+
+
+# Where the inputs are
+
+
+@pytest.mark.parametrize("out", ["mine", "recipes/mine", "deep/er/mine"])
+def test_inputs_are_found_from_where_the_recipe_lay_wherever_one_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (folder / "all" / "recipes").mkdir(parents=True)
+    for name in ("base", "one", "two", "recipe.yml"):
+        (folder / name).rename(folder / "all" / "recipes" / name)
+    monkeypatch.chdir(folder / "all")
+    merge(build_plan(load_recipe("recipes/recipe.yml")), out, sync=False)
+    assert verify(out, replay=Replay(None)).sound
+    monkeypatch.chdir(folder)
+    assert verify(f"all/{out}", replay=Replay(None)).sound
+    # The whole of it may move.
+    (folder / "all").rename(folder / "moved")
+    monkeypatch.chdir("/")
+    assert verify(folder / "moved" / out, replay=Replay(None)).sound
+
+
+def test_each_place_that_was_looked_at_is_named_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = "models: [{model: ./one, parameters: {weight: 1}}]\n"
+    (folder / "r.yml").write_text("merge_method: linear\n" + models)
+    merge(build_plan(load_recipe("r.yml")), "linear", sync=False)
+    (folder / "one").rename(folder / "gone")
+    with pytest.raises(CheckpointError) as caught:
+        verify("linear", replay=Replay(1))
+    assert caught.value.message == "'./one' does not exist"
+    assert str(caught.value.hint).startswith(f"looked for {folder / 'one'}; paths in the recipe start from where")
+
+
+def test_of_a_recipe_that_is_no_file_paths_start_beside_the_output(folder: Path) -> None:
+    merge(build_plan(parse_recipe((folder / "recipe.yml").read_text())), "typed", sync=False)
+    assert json.loads((folder / "typed" / "merge_manifest.json").read_text())["recipe_folder"] is None
+    assert verify("typed", replay=Replay(None)).sound
 
 
 def test_an_input_that_is_gone_is_an_error_that_says_where_paths_start(

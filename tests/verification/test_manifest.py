@@ -21,7 +21,7 @@ _WRONG = [
     _NOTHING, 10**4000, None, True, float("nan"), "../x", "\x00\x1b[2J" * 1000, [None], {"../x": "0" * 64}, _DEEP
 ]  # fmt: skip
 # What is read of a manifest; the rest of it is for people.
-_READ = {"tool", "method", "recipe", "overrides", "inputs", "counts", "files"}
+_READ = {"tool", "method", "recipe", "recipe_folder", "overrides", "inputs", "counts", "files"}
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +116,8 @@ SHARD: Place = ("files", "model.safetensors")
         (("recipe",), 3, f"{DAMAGED}recipe: expected text or an object, got 3"),
         (("overrides",), {}, f"{DAMAGED}overrides: expected a list, got {{}}"),
         (("overrides",), [3, 4], f"{DAMAGED}overrides.0: expected text, got 3"),
+        (("recipe_folder",), "/etc", f"{DAMAGED}recipe_folder: expected a folder as seen from the output, got '/etc'"),
+        ((*FILE, "sha256"), "0" * 65, f"{DAMAGED}inputs.0.files.0.sha256: expected a SHA-256 in hexadecimal, got '000"),
         (("inputs",), [3] * 9, f"{DAMAGED}inputs.0: expected an object, got 3\n  hint"),
         (("inputs", 0, "role"), None, f"{DAMAGED}inputs.0.role: expected text, got None"),
         (FILE, {}, f"{DAMAGED}inputs.0.files.0.name: is missing, and 3 findings more"),
