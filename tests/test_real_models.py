@@ -768,6 +768,11 @@ def five_labels(bert: Trained) -> dict[str, Tensor]:
     return tensors_of(bert.folder / "ft5")
 
 
+def pasted(message: str) -> str:
+    """Return the block that an error gives for the recipe."""
+    return message[message.index("exclude:\n") :].strip() + "\n"
+
+
 HEADED = """
 merge_method: task_arithmetic
 base_model: base
@@ -783,9 +788,11 @@ def test_heads_that_differ_are_an_error_that_names_them_and_says_how_to_exclude_
     message = refused(bert.folder, HEADED.replace("EXCLUDED", ""), tmp_path / "out", 3)
     assert "classifier.weight is 3 x 16 in base, 5 x 16 in ft5, 3 x 16 in ft2" in message
     assert "classifier.bias is 3 in base, 5 in ft5, 3 in ft2" in message
-    assert "exclude: ['classifier.*']" in message
+    assert "the models have heads for other classes" in message
     # The advice works as given.
-    merged(bert.folder, HEADED.replace("EXCLUDED", "'classifier.*'"), tmp_path / "out")
+    block = pasted(message)
+    assert block == "exclude:\n- 'classifier.*'  # from base\n"
+    merged(bert.folder, HEADED.replace("exclude: [EXCLUDED]\n", block), tmp_path / "out")
 
 
 def test_an_excluded_head_comes_from_the_base_to_the_bit(
@@ -1302,21 +1309,27 @@ def test_different_vocabularies_are_called_by_their_name(tmp_path: Path) -> None
     assert "lm_head.weight is 40 x 16 in base, 41 x 16 in ft1" in message
     assert "the vocabularies differ" in message
     # The advice, taken literally, gives a model with the base's vocabulary.
-    advice = re.search("`(exclude: .*?)`", message)
-    assert advice is not None
-    merged(tmp_path, f"{ADD_ONE}{advice[1]}\n", tmp_path / "out")
+    merged(tmp_path, ADD_ONE + pasted(message), tmp_path / "out")
     assert assert_works(tmp_path / "out").config.vocab_size == 40
 
 
-def test_the_advice_on_a_tensor_that_only_one_model_has_covers_that_tensor_alone(bert: Trained, tmp_path: Path) -> None:
-    # Older versions of transformers saved the positions, which newer ones compute.
+def test_positions_that_only_an_older_library_saves_are_left_out_with_a_note(bert: Trained, tmp_path: Path) -> None:
     change(bert.folder / "ft1", lambda each: each.update({"bert.embeddings.position_ids": torch.arange(32)[None]}))
+    report = merged(bert.folder, ADD_BOTH, tmp_path / "out")
+    assert report["notes"] == [
+        "bert.embeddings.position_ids (1 tensor) left out: base, ft2 lack what a loader computes anyway"
+    ]
+    assert report["warnings"] == []
+    assert_holds(tmp_path / "out", added(bert), bert.everything)
+
+
+def test_the_advice_on_a_tensor_that_only_one_model_has_covers_that_tensor_alone(bert: Trained, tmp_path: Path) -> None:
+    change(bert.folder / "ft1", lambda each: each.update({"bert.embeddings.scale": torch.ones(1)}))
     message = refused(bert.folder, ADD_BOTH, tmp_path / "out", 3)
-    assert "bert.embeddings.position_ids is missing in base, ft2" in message
-    assert "vocabularies" not in message
-    advice = "{pattern: 'bert.embeddings.position_ids', drop: true}"
-    assert advice in message
-    merged(bert.folder, f"{ADD_BOTH}exclude: [{advice}]\n", tmp_path / "out")
+    assert "bert.embeddings.scale is missing in base, ft2" in message
+    block = pasted(message)
+    assert block == "exclude:\n- {pattern: 'bert.embeddings.scale', from: 'ft1'}  # or drop: true\n"
+    merged(bert.folder, ADD_BOTH + block.replace("from: 'ft1'", "drop: true"), tmp_path / "out")
     assert_holds(tmp_path / "out", added(bert), bert.everything)
 
 
@@ -1381,7 +1394,8 @@ def test_a_fisher_that_lacks_tensors_of_its_model_is_refused(
     shutil.copytree(trained("vit-float32").folder / "fisher-ft1", bert.folder / "other")
     message = refused(bert.folder, REMOVE.replace("fisher: fisher-ft1", "fisher: other"), tmp_path / "out", 3)
     assert "the Fisher other does not fit the models in 39 tensors" in message
-    assert "  bert.pooler.dense.weight is missing\n" in message
+    assert "  bert.embeddings.LayerNorm.bias is missing\n" in message
+    assert "\n  and 34 more\n" in message
 
 
 def test_a_model_in_place_of_its_fisher_is_refused(bert: Trained, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from merge_cli.checkpoint.layout import Layout, lay_out
 from merge_cli.checkpoint.locate import SIDE_PATTERNS, locate
 from merge_cli.checkpoint.reader import Reader
 from merge_cli.checkpoint.staging import Staging, check_apart, check_replaceable
+from merge_cli.checkpoint.views import renamed
 from merge_cli.checkpoint.writer import ShardWriter
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "model_identity",
     "open_checkpoint",
     "parse_float_dtype",
+    "renamed",
     "to_torch",
 ]

@@ -22,9 +22,9 @@ def model_identity(checkpoint: Checkpoint, reader: Reader | None = None) -> str:
         with Reader(checkpoint.files) as own:
             return model_identity(checkpoint, own)
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(checkpoint.tensors):
-        tensor = checkpoint.tensors[name]
-        digest.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
+    # By the names that its files have, whatever a merge calls them.
+    for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name):
+        digest.update(f"{tensor.name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
         count = min(tensor.numel, _SAMPLE_BYTES // tensor.dtype.itemsize)
         for start in sorted({0, (tensor.numel - count) // 2, tensor.numel - count}):
             sample = bytearray(count * tensor.dtype.itemsize)

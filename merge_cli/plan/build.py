@@ -12,6 +12,7 @@ from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
 from merge_cli.plan.fishers import check_kinds, check_shapes, fisher_scales, posterior_prior
 from merge_cli.plan.inputs import Inputs, open_inputs
+from merge_cli.plan.matching import matched
 from merge_cli.plan.memory import Blocks, choose_blocks
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
 from merge_cli.plan.names import Names, decide_names
@@ -94,7 +95,7 @@ def _inputs(recipe: Recipe, method: Method, files: Files) -> Inputs:
     settings = ParameterLookup(recipe, method, recipe.models).settings()
     inputs = open_inputs(recipe, method, _needs(recipe, method, settings), files)
     check_kinds(inputs)
-    return inputs
+    return matched(inputs)
 
 
 def _needs(recipe: Recipe, method: Method, settings: Params) -> frozenset[Need]:
@@ -145,7 +146,7 @@ def _tasks(recipe: Recipe, inputs: Inputs, names: Names, layout: Layout, method:
         for place in shard.tensors:
             name = place.name
             if name in names.copied:
-                yield TensorTask(place, copied=names.copied[name])
+                yield TensorTask(place, copied=names.copied[name], twins=names.twins.get(name, ()))
                 continue
             params = lookup.for_tensor(name, positions.get(name, 0.0))
             models = _of_each(inputs.models, name)

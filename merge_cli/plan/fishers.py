@@ -9,6 +9,7 @@ from merge_cli.checkpoint.json_text import read_json
 from merge_cli.errors import CheckpointError, RecipeError, count_of, listed
 from merge_cli.methods.contract import Need, Params
 from merge_cli.plan.inputs import Inputs
+from merge_cli.plan.misfits import first_few
 from merge_cli.recipe import Recipe
 
 _MANIFEST = "merge_manifest.json"
@@ -48,7 +49,7 @@ def check_shapes(inputs: Inputs, merged: Iterable[str]) -> None:
     """Refuse Fishers and gradients that lack a merged tensor, or have it in another shape than the model.
 
     Raises:
-        CheckpointError: Listing all such tensors.
+        CheckpointError: Naming some of such tensors.
     """
     names = list(merged)
     base = [inputs.base_fisher] if inputs.base_fisher is not None else []
@@ -58,7 +59,7 @@ def check_shapes(inputs: Inputs, merged: Iterable[str]) -> None:
             if problems:
                 raise CheckpointError(
                     f"the {what} {checkpoint.label} does not fit the models in {count_of(len(problems), 'tensor')}:\n"
-                    + "\n".join(problems),
+                    + first_few(problems),
                     hint=f"is it the {what} of this model? leave tensors without one unmerged with `exclude:`",
                 )
 

@@ -29,6 +29,8 @@ class TensorTask:
         base_fisher: Its Fisher in the base.
         gradients: Its gradient in every model, or empty.
         params: The method's parameters for it.
+        twins: The tensor in what else is merged, of one that is copied because no arithmetic makes sense on it. They
+            are only compared with it.
     """
 
     place: StoredTensor
@@ -39,6 +41,7 @@ class TensorTask:
     base_fisher: StoredTensor | None = None
     gradients: tuple[StoredTensor, ...] = ()
     params: Params | None = None
+    twins: tuple[StoredTensor, ...] = ()
 
     @property
     def sources(self) -> tuple[StoredTensor, ...]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from merge_cli.checkpoint import Checkpoint, StoredTensor
-from merge_cli.errors import CheckpointError, RecipeError, count_of, did_you_mean
+from merge_cli.errors import RecipeError, did_you_mean
+from merge_cli.plan.buffers import lacking_computed, left_out_note, statistics_note
 from merge_cli.plan.inputs import Inputs
+from merge_cli.plan.misfits import check_filled, check_fit
 from merge_cli.recipe import Exclusion, Recipe
 
-# Parts of the names of tensors that have a row for each entry of the vocabulary.
-_VOCABULARY = ("embed", "lm_head", "wte", "shared")
+# Integers that mean nothing to the weights: where they differ, those of the base are as good as any.
+_HARMLESS = ("num_batches_tracked", "position_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Names:
         order: All names, in the order of the output.
         dropped: How many tensors the recipe leaves out.
         head_source: The one model from which excluded tensors are copied, where there is one.
+        twins: Name of a tensor that is copied as no arithmetic makes sense on it -> the same tensor in the models.
         notes: What was set right, in sentences.
+        warnings: What is odd about the tensors, in sentences.
     """
 
     merged: frozenset[str]
@@ -34,7 +38,9 @@ class Names:
     order: tuple[str, ...]
     dropped: int
     head_source: Checkpoint | None
+    twins: Mapping[str, tuple[StoredTensor, ...]]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
@@ -42,7 +48,7 @@ def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
 
     Raises:
         RecipeError: If an exclusion matches nothing or has no source.
-        CheckpointError: If names or shapes differ; all that do are listed.
+        CheckpointError: If names or shapes differ, or tensors are empty that should not be.
     """
     parts = [*([inputs.base] if inputs.base is not None and inputs.uses_base else []), *inputs.models]
     names = dict.fromkeys(name for checkpoint in [inputs.reference, *parts] for name in checkpoint.tensors)
@@ -52,10 +58,14 @@ def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
     copied: dict[str, StoredTensor] = {}
     heads: dict[str, Checkpoint] = {}
     dropped = 0
+    computed: dict[str, list[str]] = {}
     for name in names:
         exclusion = next((e for e, matches in exclusions if matches(name)), None)
         if exclusion is None:
-            merged.append(name)
+            if lacking := lacking_computed(name, parts):
+                computed[name] = lacking
+            else:
+                merged.append(name)
         elif exclusion.drop:
             dropped += 1
         else:
@@ -67,12 +77,16 @@ def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
                     heads[source.label] = source
             else:
                 raise _no_source(recipe, exclusion, name, source, inputs)
-    _check_fit(parts, merged, inputs.base or inputs.models[0])
-    copied |= {name: held for name in merged if not (held := _held(inputs.reference, name)).dtype.is_float}
+    check_fit(parts, merged, inputs.base or inputs.models[0], recipe.exclude)
+    plain = {name: held for name in merged if not (held := _held(inputs.reference, name)).dtype.is_float}
+    twins = {name: tuple(_held(model, name) for model in parts) for name in plain if not name.endswith(_HARMLESS)}
+    copied |= plain
     averaged = frozenset(merged) - copied.keys()
     order = tuple(name for name in names if name in copied or name in averaged)
+    empty = check_filled(order, lambda name: copied.get(name) or _held(inputs.reference, name))
     head = next(iter(heads.values())) if len(heads) == 1 else None
-    return Names(averaged, copied, order, dropped, head)
+    notes = (*left_out_note(computed, names), *statistics_note(averaged))
+    return Names(averaged, copied, order, dropped, head, twins, notes, empty)
 
 
 def _source(recipe: Recipe, inputs: Inputs, exclusion: Exclusion) -> Checkpoint:
@@ -118,76 +132,3 @@ def _held(checkpoint: Checkpoint, name: str) -> StoredTensor:
     found = checkpoint.find(name)
     assert found is not None
     return found
-
-
-def _check_fit(parts: list[Checkpoint], names: list[str], donor: Checkpoint) -> None:
-    """Every checkpoint must have every merged tensor, in one shape; ``donor`` is where excluded ones come from."""
-    problems: list[str] = []
-    wrong: list[str] = []
-    for name in names:
-        found = [(checkpoint, checkpoint.find(name)) for checkpoint in parts]
-        lacking = [checkpoint.label for checkpoint, tensor in found if tensor is None]
-        having = [(checkpoint.label, tensor) for checkpoint, tensor in found if tensor is not None]
-        shapes = {(tensor.shape, tensor.dtype.is_float) for _, tensor in having}
-        if lacking:
-            problems.append(f"  {name} is missing in {', '.join(lacking)}")
-        elif len(shapes) > 1:
-            said = ", ".join(f"{_shape(tensor)} in {label}" for label, tensor in having)
-            problems.append(f"  {name} is {said}")
-        else:
-            continue
-        wrong.append(name)
-    if problems:
-        raise CheckpointError(
-            f"the checkpoints differ in {count_of(len(problems), 'tensor')}:\n" + "\n".join(problems),
-            hint=_stranger_hint(parts, names) or _exclusion_hint(names, wrong, donor),
-        )
-
-
-def _shape(tensor: StoredTensor) -> str:
-    shape = " x ".join(map(str, tensor.shape)) or "a scalar"
-    return shape if tensor.dtype.is_float else f"{shape} of {tensor.dtype.torch_name}"
-
-
-def _stranger_hint(parts: list[Checkpoint], names: list[str]) -> str | None:
-    """Where a checkpoint has hardly a name in common with the first one, no exclusion will mend that."""
-    own = [name for name in names if parts[0].find(name) is not None]
-    for part in parts[1:]:
-        if 2 * sum(part.find(name) is not None for name in own) < len(own):
-            return (
-                f"{part.label} has less than half of the tensors of {parts[0].label}: is it of the same architecture, "
-                "and saved the same way? save_pretrained of the same class gives the same names"
-            )
-    return None
-
-
-def _exclusion_hint(names: list[str], wrong: list[str], donor: Checkpoint) -> str:
-    """Suggest patterns that cover the wrong names and no others."""
-    patterns = _patterns(names, wrong)
-    shown = ", ".join(f"'{pattern}'" for pattern in list(patterns)[:4]) + (", ..." if len(patterns) > 4 else "")
-    lacking = next((pattern for pattern, name in patterns.items() if donor.find(name) is None), None)
-    if lacking is not None:
-        return (
-            f"leave them unmerged with `exclude: [{shown}]`; what {donor.label} does not have is copied from a model, "
-            f"`{{pattern: '{lacking}', from: MODEL}}`, or left out, `{{pattern: '{lacking}', drop: true}}`"
-        )
-    if any(part in name and "position" not in name for name in wrong for part in _VOCABULARY):
-        return (
-            "the vocabularies differ, or one model has its own head; leave tensors unmerged with "
-            f"`exclude: [{shown}]`, which copies them from {donor.label}"
-        )
-    return (
-        f"leave them unmerged with `exclude: [{shown}]`, which copies them from {donor.label}; "
-        "`{pattern: ..., from: MODEL}` copies from a model, `{pattern: ..., drop: true}` leaves them out"
-    )
-
-
-def _patterns(names: list[str], wrong: list[str]) -> dict[str, str]:
-    """Return patterns, each with a name that it covers: whole modules where nothing in them fits, else single names."""
-    fitting = set(names) - set(wrong)
-    held = {name[: dot.start()] for name in fitting for dot in re.finditer(r"\.", name)}
-    patterns: dict[str, str] = {}
-    for name in wrong:
-        module = name.rpartition(".")[0]
-        patterns.setdefault(f"{module}.*" if module and module not in held else name, name)
-    return patterns

@@ -21,6 +21,7 @@ def plan_warnings(
 ) -> Iterator[str]:
     """Yield warnings in plain words; what only the tensors' numbers tell is not among them."""
     yield from recipe.origin.warnings
+    yield from names.warnings
     wide = [task.place.name for task in merged if any(model.dtype is DType.F64 for model in task.models)]
     if wide:
         yield f"{listed(wide, most=3)}: float64 inputs are merged in float32"
