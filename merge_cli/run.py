@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,14 +29,16 @@ from merge_cli.stream import (
     Past,
     RunningDigests,
     StreamResult,
+    bytes_of,
     can_go_on,
     check_fishers,
     decisions,
     examine,
     find_past,
-    resumed_bytes,
+    sound_past,
     stream,
 )
+from merge_cli.units import format_bytes
 
 _TOOL = f"merge-cli {__version__}"
 
@@ -96,7 +99,7 @@ def merge(
         except BaseException as error:
             _leave(staging, error, files)
             raise
-    return _report(plan, out, written, resumed=resumed_bytes(plan, past), seconds=time.perf_counter() - began)
+    return _report(plan, out, written, seconds=time.perf_counter() - began)
 
 
 def examined(plan: MergePlan, *, files: Files | None = None) -> MergePlan:
@@ -159,7 +162,7 @@ def _leave(staging: Staging, error: BaseException, files: Files) -> None:
         staging.discard()
 
 
-def _report(plan: MergePlan, out: Path, written: _Written, *, resumed: int, seconds: float) -> MergeReport:
+def _report(plan: MergePlan, out: Path, written: _Written, *, seconds: float) -> MergeReport:
     result = written.result
     return MergeReport(
         out=str(out),
@@ -170,17 +173,25 @@ def _report(plan: MergePlan, out: Path, written: _Written, *, resumed: int, seco
         parameters=sum(task.place.numel for task in plan.tasks),
         read_bytes=plan.read_bytes,
         written_bytes=plan.written_bytes,
-        resumed_bytes=resumed,
+        resumed_bytes=written.resumed_bytes,
         hashed_bytes=written.hashed_bytes,
         seconds=round(seconds, 3),
         device=result.device,
         threads=plan.threads,
         counts=result.counts,
         diagnostics=dict(result.diagnosis.values),
-        warnings=(*plan.warnings, *result.diagnosis.warnings),
+        warnings=(*plan.warnings, *result.diagnosis.warnings, *_changed(out, written.rotten_bytes)),
         notes=plan.notes,
         files=written.weights,
     )
+
+
+def _changed(out: Path, nbytes: int) -> Iterator[str]:
+    if nbytes:
+        yield (
+            f"{format_bytes(nbytes)} that a stopped run had written to {out}.partial had changed since and were merged "
+            "again: a disk or memory that fails does this"
+        )
 
 
 def _identities(plan: MergePlan) -> list[FileIdentity]:
@@ -210,6 +221,8 @@ class _Written:
         precision: The same for the posterior precision.
         inputs: Weight file of an input -> SHA-256; empty where they were not to be hashed.
         hashed_bytes: Bytes of inputs whose SHA-256 was not known before.
+        resumed_bytes: Bytes of the output that a run which was stopped had written.
+        rotten_bytes: Bytes of it that had changed since, and were merged again.
     """
 
     result: StreamResult
@@ -217,6 +230,8 @@ class _Written:
     precision: dict[str, str]
     inputs: dict[Path, str]
     hashed_bytes: int
+    resumed_bytes: int
+    rotten_bytes: int
 
 
 def _write(output: _Output, out: Path, past: Past | None) -> _Written:
@@ -262,6 +277,10 @@ def _write_weights(output: _Output, past: Past | None) -> _Written:
                 each.sync()
 
         sync = synchronise if output.sync else None
+        before = bytes_of(past.records, plan) if past is not None else 0
+        if past is not None:
+            past = sound_past(past, plan, writer, precision_writer)
+        resumed = bytes_of(past.records, plan) if past is not None else 0
         journal = Journal(folder / JOURNAL_FILE, decisions(plan, _TOOL), past=past, sync=sync, files=files)
         stack.callback(journal.close)
         inputs = stack.enter_context(InputDigests(plan, reader)) if output.input_digests else None
@@ -285,4 +304,5 @@ def _write_weights(output: _Output, past: Past | None) -> _Written:
         if output.sync and result.crowded:
             writer.forget()
         hashed = inputs.finish(output.listener) if inputs is not None else {}
-        return _Written(result, weights, precision, hashed, inputs.nbytes if inputs is not None else 0)
+        new = inputs.nbytes if inputs is not None else 0
+        return _Written(result, weights, precision, hashed, new, resumed, before - resumed)

@@ -20,6 +20,7 @@ from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport
 from merge_cli.run import examined, merge
 from merge_cli.stream.forking import can_fork
+from merge_cli.stream.journal import read_journal
 from tests.checkpoints import write_checkpoint
 from tests.crash.cases import RECIPES, contents, planned, write_models
 from tests.crash.seam import Call, Seam, StopAfter, Stopped, is_block
@@ -133,6 +134,53 @@ def test_it_may_go_on_with_other_threads_and_more_memory(
     stopped(planned(models, RECIPES[name], threads=1), out, 19)
     assert merge(planned(models, RECIPES[name], **options), out).resumed_bytes > 0
     assert contents(out) == contents(tmp_path / "whole" / "out")
+
+
+@pytest.mark.parametrize("name", ["linear", "ties of each tensor", "gradient_matching"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_bit_that_changed_in_what_a_stopped_run_has_written_is_found_and_merged_again(
+    models: Path, tmp_path: Path, name: str, place: int
+) -> None:
+    plan = planned(models, RECIPES[name], threads=1)
+    merge(plan, tmp_path / "whole" / "out")
+    out = tmp_path / "stopped" / "out"
+    stopped(plan, out, 40 if plan.precision is not None else 20)
+    past = read_journal(out.with_name("out.partial") / ".journal")
+    assert past is not None
+    record = past.records[place]
+    where = plan.layout.places[record.tensor]
+    shard = out.with_name("out.partial") / where.file.name
+    flip(shard, where.offset + (record.start + record.count - 1) * where.dtype.itemsize)
+    report = merge(plan, out)
+    kept = [each for each in past.records if each is not record]
+    assert report.resumed_bytes == sum(each.count * plan.layout.places[each.tensor].dtype.itemsize for each in kept)
+    assert len([warning for warning in report.warnings if "had changed since and were merged again" in warning]) == 1
+    assert contents(out) == contents(tmp_path / "whole" / "out")
+
+
+def test_a_bit_that_changed_in_the_posterior_precision_is_found_too(models: Path, tmp_path: Path) -> None:
+    recipe = next(each for each in RECIPES.values() if each.get("save_precision"))
+    plan = planned(models, recipe, threads=1)
+    merge(plan, tmp_path / "whole" / "out")
+    out = tmp_path / "stopped" / "out"
+    stopped(plan, out, 40)
+    past = read_journal(out.with_name("out.partial") / ".journal")
+    assert past is not None
+    assert plan.precision is not None
+    record = next(each for each in past.records if each.tensor in plan.precision.places)
+    where = plan.precision.places[record.tensor]
+    flip(out.with_name("out.partial") / "precision" / where.file.name, where.offset + 4 * record.start)
+    assert any("had changed since" in warning for warning in merge(plan, out).warnings)
+    assert contents(out) == contents(tmp_path / "whole" / "out")
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a file."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 4]))
 
 
 def test_no_finished_range_is_computed_again(models: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@
 #endif
 
 /* To be counted up with every change of what a function is given or gives; compiled.py holds the same number. */
-EXPORT const int32_t version = 1;
+EXPORT const int32_t version = 2;
 
 /* Elements worked on at a time: what is between two steps stays in the first cache. */
 enum { CHUNK = 512 };
@@ -309,6 +309,22 @@ EXPORT WIDE void gram(const float *restrict one, const float *restrict other, in
             sums[1] += others[j];
             sums[2] += products[j];
         }
+    }
+}
+
+/* --- checksums ---------------------------------------------------------------------------------------------------- */
+
+/* Sums the words of four bytes of each page, each times the key of its place, modulo 2^64. */
+EXPORT WIDE void page_sums(const uint8_t *restrict bytes, const uint32_t *restrict keys, int64_t words,
+                           uint64_t *restrict sums, int64_t pages) {
+    for (int64_t page = 0; page < pages; page++, bytes += 4 * words) {
+        uint64_t sum = 0;
+        for (int64_t i = 0; i < words; i++) {
+            uint32_t word;
+            memcpy(&word, bytes + 4 * i, sizeof word);
+            sum += (uint64_t)word * keys[i];
+        }
+        sums[page] = sum;
     }
 }
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from merge_cli.kernels.arrays import Array, empty, is_numpy
 
 # What the source says of itself; a library that was built from another one is not used.
-_VERSION = 1
+_VERSION = 2
 _SWITCH = "MERGE_CLI_COMPILED"
 
 
@@ -51,6 +51,7 @@ def _load() -> ctypes.CDLL | None:
         "weighted_sum": [pointer, pointer, numel, pointer, numel],
         "drop": [pointer, pointer, word, word, word, pointer, numel],
         "gram": [pointer, pointer, numel, pointer, numel],
+        "page_sums": [pointer, pointer, numel, pointer, numel],
     }
     for name, arguments in signatures.items():
         function = getattr(library, name)
@@ -198,4 +199,18 @@ def gram(first: Array, second: Array, grain: int) -> NDArray[np.float64]:
     numel = first.shape[0]
     sums = np.empty((-(-numel // grain), 3))
     LIBRARY.gram(_address(first), _address(second), grain, sums.ctypes.data, numel)
+    return sums
+
+
+def page_sums(pages: NDArray[np.uint32], keys: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Sum the words of each page, each times the key of its place, modulo 2^64.
+
+    Args:
+        pages: Shape ``(pages, words)``, contiguous.
+        keys: Shape ``(words,)``.
+    """
+    assert LIBRARY is not None
+    _check_alike(pages[0], keys)
+    sums = np.empty(len(pages), dtype=np.uint64)
+    LIBRARY.page_sums(pages.ctypes.data, keys.ctypes.data, len(keys), sums.ctypes.data, len(pages))
     return sums

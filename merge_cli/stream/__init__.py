@@ -8,7 +8,7 @@ from merge_cli.stream.input_digests import InputDigests
 from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.result import StreamResult
-from merge_cli.stream.resuming import can_go_on, decisions, find_past, resumed_bytes
+from merge_cli.stream.resuming import bytes_of, can_go_on, decisions, find_past, sound_past
 from merge_cli.stream.sanity import examine
 from merge_cli.stream.worker import Discard
 
@@ -23,12 +23,13 @@ __all__ = [
     "RunningDigests",
     "Span",
     "StreamResult",
+    "bytes_of",
     "can_go_on",
     "check_fishers",
     "choose_device",
     "decisions",
     "examine",
     "find_past",
-    "resumed_bytes",
+    "sound_past",
     "stream",
 ]

@@ -20,7 +20,7 @@ from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.forking import can_fork
 from merge_cli.stream.input_digests import InputDigests
-from merge_cli.stream.journal import Journal, Record, Span, Tally, gaps, spans_of
+from merge_cli.stream.journal import Journal, Record, Span, gaps, spans_of
 from merge_cli.stream.numpy_worker import NumpyWorker, suits
 from merge_cli.stream.pool import Job, Pool
 from merge_cli.stream.progress import Listener, Quiet
@@ -264,22 +264,21 @@ class _Engine:
 
     def _copy(self, worker: Worker, task: TensorTask, span: Span) -> Record:
         worker.expect(task, span)
-        worker.tally = Tally()
+        worker.begin()
         for start, count in blocks(span, self.plan.block_numel):
             worker.copy(task, start, count)
         worker.forget(task, span, self._followed)
-        return Record(task.place.name, *span, worker.tally)
+        return Record(task.place.name, *span, worker.tally, worker.checksums)
 
     def _merge(self, worker: Worker, task: TensorTask, span: Span) -> Record:
         method = self.plan.method
         needs = method.needs(task.params, self.plan.needs)
         worker.expect(task, span)
-        # What measures have counted on the way is not counted twice.
-        worker.tally = Tally()
+        worker.begin()
         for start, count in blocks(span, self.plan.block_numel):
             block = self.chain.block(worker, task, start, count, self.chain.method_stage, needs)
             worker.write(method.merge(block, task.params), task, start)
             if "precision" in block.emitted:
                 worker.write_precision(block.emitted["precision"], task, start)
         worker.forget(task, span, self._followed)
-        return Record(task.place.name, *span, worker.tally)
+        return Record(task.place.name, *span, worker.tally, worker.checksums)

@@ -30,8 +30,10 @@ _SYNC_SECONDS = 10.0
 # Of so many ranges, or of ranges of so many elements together, lines are written at once.
 _RANGES_TOGETHER = 8
 _ELEMENTS_TOGETHER = 2**20
-_FORMAT = 1
+_FORMAT = 2
 _MOST_BYTES = 2**32
+# Beyond it array indices end.
+_MOST_COUNT = 2**63
 
 Span = tuple[int, int]
 
@@ -46,24 +48,45 @@ class Tally:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished range: ``count`` elements of a tensor from element ``start``."""
+    """A finished range: ``count`` elements of a tensor from element ``start``.
+
+    Attributes:
+        tensor: Its name.
+        start: Its first element.
+        count: How many elements.
+        tally: What was counted in it.
+        checksums: Of the bytes written of it, to the output and to the posterior precision; the latter is 0 where there
+            is none.
+    """
 
     tensor: str
     start: int
     count: int
     tally: Tally
+    checksums: tuple[int, int]
 
     def to_json(self) -> list[Any]:
         """Return it as plain data; floats keep every bit."""
         sums = {key: list(values) for key, values in self.tally.sums.items()}
-        return [self.tensor, self.start, self.count, dict(self.tally.counts), sums]
+        return [self.tensor, self.start, self.count, dict(self.tally.counts), sums, list(self.checksums)]
 
     @staticmethod
     def from_json(content: Sequence[Any]) -> Record:
-        """Return what :meth:`to_json` gave."""
-        tensor, start, count, counts, sums = content
-        tally = Tally(Counter(counts), {key: array("d", values) for key, values in sums.items()})
-        return Record(tensor, start, count, tally)
+        """Return what :meth:`to_json` gave.
+
+        Raises:
+            ValueError: If it is nothing of the kind.
+        """
+        try:
+            tensor, start, count, counts, sums, checksums = content
+            tally = Tally(Counter(dict(counts)), {key: array("d", values) for key, values in sums.items()})
+            output, precision = checksums
+        except (TypeError, AttributeError) as error:
+            raise ValueError("not a record") from error
+        numbers = (start, count, output, precision, *tally.counts.values())
+        if not isinstance(tensor, str) or not all(type(each) is int and 0 <= each < _MOST_COUNT for each in numbers):
+            raise ValueError("not a record")
+        return Record(tensor, start, count, tally, (output, precision))
 
 
 @dataclass(frozen=True)
@@ -78,6 +101,8 @@ class Past:
 def read_journal(path: Path, files: Files | None = None) -> Past | None:
     """Return what a journal says that can be relied on; None where there is no journal or not even its first line.
 
+    Nothing counts from the first line on that was cut off, was damaged, or is no line of a journal.
+
     Raises:
         ResourceError: If it cannot be read.
     """
@@ -88,18 +113,27 @@ def read_journal(path: Path, files: Files | None = None) -> Past | None:
     with reading_back():
         lines = _sound_lines(files.read_whole(path, most=_MOST_BYTES))
     first = next(lines, None)
-    if not isinstance(first, dict) or first.get("format") != _FORMAT:
+    if not isinstance(first, dict) or first.get("format") != _FORMAT or not isinstance(first.get("decisions"), dict):
         return None
     records: list[Record] = []
     synced = 0
-    for line in lines:
-        if isinstance(line, dict):
-            synced = int(line["synced"])
-        else:
-            records.append(Record.from_json(line))
-    if not first["boot"] or first["boot"] != boot():
+    # A line with the right checksum that is no record was written by nobody who keeps a journal.
+    with contextlib.suppress(ValueError):
+        for line in lines:
+            if isinstance(line, dict):
+                synced = _synced(line, len(records))
+            else:
+                records.append(Record.from_json(line))
+    if not first.get("boot") or first["boot"] != boot():
         records = records[:synced]
     return Past(first["decisions"], tuple(records), synced)
+
+
+def _synced(line: Mapping[str, Any], most: int) -> int:
+    synced = line.get("synced")
+    if type(synced) is not int or not 0 <= synced <= most:
+        raise ValueError("not a note of a sync")
+    return synced
 
 
 class Journal:
@@ -243,4 +277,7 @@ def _sound_lines(raw: bytes) -> Iterator[Any]:
         checksum, _, text = line.partition(b" ")
         if checksum != b"%08x" % zlib.crc32(text) or not text:
             return
-        yield json.loads(text)
+        try:
+            yield json.loads(text)
+        except (ValueError, RecursionError):
+            return

@@ -46,7 +46,7 @@ class NumpyWorker(Worker):
         wrong = narrow(numbers, dtype.torch_name, self._typed(self._raw_out[:nbytes], dtype))
         if wrong and not (task.copied is not None and self.plan.allow_nonfinite):
             raise self._not_finite(task.place)
-        self.writer.write(self._view_out[:nbytes], task.place, start)
+        self.put(self._view_out[:nbytes], task.place, start)
 
     def copy(self, task: TensorTask, start: int, count: int) -> None:
         """Write a run of a tensor that is copied."""
@@ -62,7 +62,7 @@ class NumpyWorker(Worker):
                 rows[:] = stored
                 stored = rows
             self._note_nonfinite(widen(stored, source.dtype.torch_name, rows)[0], source)
-        self.writer.write(self._view_in[: count * source.dtype.itemsize], place, start)
+        self.put(self._view_in[: count * source.dtype.itemsize], place, start)
 
     def write_precision(self, precision: Array, task: TensorTask, start: int) -> None:
         """Do nothing: no method without torch gives one."""

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from merge_cli.checkpoint import Files, Layout
+from merge_cli.checkpoint import Files, Layout, ShardWriter, StoredTensor
 from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import CheckpointError, RecipeError, ResourceError, VerificationError
 from merge_cli.plan import MergePlan
+from merge_cli.stream.checksums import checksum
 from merge_cli.stream.device import choose_device
-from merge_cli.stream.journal import JOURNAL_FILE, Past, distrust, read_journal
+from merge_cli.stream.journal import JOURNAL_FILE, Past, Record, distrust, read_journal
+
+# Bytes read back at a time; whole pages of the checksum.
+_READ = 2**20
 
 
 def decisions(plan: MergePlan, tool: str) -> dict[str, Any]:
@@ -58,6 +65,48 @@ def find_past(
     return past
 
 
+def sound_past(past: Past, plan: MergePlan, writer: ShardWriter, precision_writer: ShardWriter | None) -> Past:
+    """Return of what an earlier run has left what the disk still holds as it was written; the rest is merged again.
+
+    Bytes can change between a stop and the next run: by a bad disk, by another program, by a file system that lost
+    blocks and did not say so. So every finished range is read back and held against its checksum.
+
+    Raises:
+        ResourceError: If the system does not give back what was written.
+    """
+    places = [(plan.layout.places, writer)]
+    if plan.precision is not None and precision_writer is not None:
+        places.append((plan.precision.places, precision_writer))
+
+    def is_sound(record: Record) -> bool:
+        held = zip(places, record.checksums, strict=False)
+        return _fits(record, plan.layout.places) and all(
+            record.tensor not in names or _checksum(names[record.tensor], record, sink) == expected
+            for (names, sink), expected in held
+        )
+
+    # Reading and summing both leave the interpreter's lock.
+    with ThreadPoolExecutor(plan.threads) as pool:
+        sound = list(pool.map(is_sound, past.records))
+    return replace(past, records=tuple(compress(past.records, sound)), synced=sum(sound[: past.synced]))
+
+
+def _fits(record: Record, places: Mapping[str, StoredTensor]) -> bool:
+    place = places.get(record.tensor)
+    return place is not None and 0 < record.count <= place.numel - record.start
+
+
+def _checksum(place: StoredTensor, record: Record, writer: ShardWriter) -> int:
+    size, found = place.dtype.itemsize, 0
+    start, end = place.offset + record.start * size, place.offset + (record.start + record.count) * size
+    buffer = memoryview(bytearray(min(_READ, end - start)))
+    for offset in range(start, end, _READ):
+        view = buffer[: end - offset]
+        writer.read_back(view, place.file.name, offset)
+        found = checksum(view, found)
+    return found
+
+
 def can_go_on(error: BaseException, folder: Path, files: Files) -> bool:
     """Whether the same merge could get further another time, from what is done and can be relied on after this error.
 
@@ -75,10 +124,10 @@ def can_go_on(error: BaseException, folder: Path, files: Files) -> bool:
     return past is not None and bool(past.records)
 
 
-def resumed_bytes(plan: MergePlan, past: Past | None) -> int:
-    """Return how many bytes of the output an earlier run had written."""
-    records = past.records if past is not None else ()
-    return sum(record.count * plan.layout.places[record.tensor].dtype.itemsize for record in records)
+def bytes_of(records: Iterable[Record], plan: MergePlan) -> int:
+    """Return how many bytes of the output ranges take, of tensors that it has."""
+    places = plan.layout.places
+    return sum(each.count * places[each.tensor].dtype.itemsize for each in records if each.tensor in places)
 
 
 def check_same(past: Past, decisions: Mapping[str, Any], folder: Path) -> None:

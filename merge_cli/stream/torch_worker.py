@@ -83,14 +83,14 @@ class TorchWorker(Worker):
             if task.copied is not None:
                 self._note_nonfinite(int((~result.to(torch.float64).isfinite()).sum()), task.copied)
             raise self._not_finite(place)
-        self.writer.write(self._view_out[:nbytes], place, start)
+        self.put(self._view_out[:nbytes], place, start)
 
     def write_precision(self, precision: Tensor, task: TensorTask, start: int) -> None:
         """Write a run of the posterior precision."""
-        if self.precision_writer is not None and self.plan.precision is not None:
+        if self.plan.precision is not None:
             row = precision.to("cpu", torch.float32).contiguous()
             place = self.plan.precision.places[task.place.name]
-            self.precision_writer.write(memoryview(row.numpy()).cast("B"), place, start)  # type: ignore[arg-type]
+            self.put_precision(memoryview(row.numpy()).cast("B"), place, start)  # type: ignore[arg-type]
 
     def _raw(self, nbytes: int) -> tuple[Tensor, memoryview]:
         """Return a buffer of bytes, pinned where a GPU copies from it, and a view of it."""

@@ -13,6 +13,7 @@ from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.kernels import Array, widen
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.stream.checksums import checksum
 from merge_cli.stream.journal import Span, Tally
 
 _WIDEST = 8
@@ -43,7 +44,8 @@ class Discard:
 class Worker(abc.ABC):
     """Reads blocks into buffers that are reused, and writes results.
 
-    What :meth:`load` returns is overwritten by the next call. ``tally`` is that of the range under way.
+    What :meth:`load` returns is overwritten by the next call. ``tally`` is that of the range under way, ``checksums``
+    are those of what was written of it: of the output and of the posterior precision.
     """
 
     plan: MergePlan
@@ -53,6 +55,7 @@ class Worker(abc.ABC):
     precision_writer: Sink | None = None
     drops: bool = False
     tally: Tally = field(default_factory=Tally)
+    checksums: tuple[int, int] = (0, 0)
     _rows: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,6 +70,21 @@ class Worker(abc.ABC):
         for sink in (self.writer, self.precision_writer):
             if sink is not None:
                 sink.close()
+
+    def begin(self) -> None:
+        """Count and sum from nothing on, for a range that begins; what measures have counted is not counted twice."""
+        self.tally, self.checksums = Tally(), (0, 0)
+
+    def put(self, view: memoryview, place: StoredTensor, start: int) -> None:
+        """Write bytes of the output, in the order of a range's blocks."""
+        self.checksums = (checksum(view, self.checksums[0]), self.checksums[1])
+        self.writer.write(view, place, start)
+
+    def put_precision(self, view: memoryview, place: StoredTensor, start: int) -> None:
+        """Write bytes of the posterior precision, in the order of a range's blocks."""
+        if self.precision_writer is not None:
+            self.checksums = (self.checksums[0], checksum(view, self.checksums[1]))
+            self.precision_writer.write(view, place, start)
 
     def expect(self, task: TensorTask, span: Span) -> None:
         """Have the system read ahead what is needed for a range; of a small one it does anyway."""
