@@ -159,7 +159,12 @@ def _tell(report: FisherReport, out: Path, *, quiet: bool, as_json: bool) -> Non
 @fisher.command("import")
 def import_(
     model: _Model,
-    source: Annotated[Path, typer.Argument(metavar="STATE", help="optimizer.pt or safetensors.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STATE", help="optimizer.pt, a Trainer's checkpoint folder, or safetensors.", show_default=False
+        ),
+    ],
     out: Out,
     kind: Annotated[str, typer.Option(help="adam or ivon.")] = "adam",
     train_examples: Annotated[int | None, typer.Option(min=1, help="Size of the training set.")] = None,
@@ -184,7 +189,7 @@ def import_(
 ) -> None:
     """Turn the second moments that an optimizer kept while training MODEL into a Fisher, at no cost.
 
-    Clipped gradients make it smaller than it is. `optimizer.pt` is what transformers' Trainer writes.
+    Clipped gradients make it smaller than it is. STATE is what transformers' Trainer saves, such as `checkpoint-150`.
     """
     from merge_cli.fisher import ImportSettings, Kind, import_fisher
 
@@ -195,6 +200,11 @@ def import_(
         typer.echo(json.dumps({"out": str(out), "metadata": metadata}))
     elif not quiet:
         typer.echo(f"{out}: Fisher from {kind}'s state, standing for {metadata['train_examples']} examples")
+        if "batch_size" in metadata:
+            typer.echo(
+                f"  {metadata['steps']} steps ({metadata['steps_from']}) of {metadata['batch_size']} examples "
+                f"({metadata['batch_size_from']}), beta2 {metadata['beta2']}"
+            )
 
 
 def mismatch(

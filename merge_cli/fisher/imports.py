@@ -9,12 +9,11 @@ Source:
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,20 +24,19 @@ from merge_cli.checkpoint import (
     Files,
     Reader,
     Staging,
+    StoredTensor,
     check_apart,
     check_replaceable,
     locate,
     model_identity,
     open_checkpoint,
 )
-from merge_cli.checkpoint.json_text import read_json
+from merge_cli.checkpoint.pickled import read_saved
 from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.fisher.modelling import StoredNames, empty_model, guess_task
 from merge_cli.fisher.optimizers import Moments, name_adam, name_ivon
 from merge_cli.fisher.storage import float_layout, read_tensor, write_layout
-
-# Factor by which the examples of a step may differ from a batch without more batches having gone into it.
-_MOST_OFF = 1.5
+from merge_cli.fisher.trainer import STATE_FILE, find_state, trainer_state
 
 
 class Kind(StrEnum):
@@ -54,7 +52,8 @@ class ImportSettings:
 
     Attributes:
         model: The checkpoint that the optimiser has trained; path or hub id.
-        source: ``optimizer.pt``, a safetensors file of second moments, or the state of IVON.
+        source: ``optimizer.pt``, the folder of a Trainer's checkpoint that holds one, a safetensors file of second
+            moments, or the state of IVON.
         kind: The optimiser.
         train_examples: Size N of the training set; for IVON None takes its effective sample size.
         batch_size: Examples per optimiser step, over all devices and accumulated steps; for Adam.
@@ -84,66 +83,90 @@ def import_fisher(settings: ImportSettings, out: Path, *, force: bool = False, s
     check_replaceable(out, force=force)
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
     check_apart(out, checkpoint.root, f"the model {checkpoint.label}")
+    check_apart(out, settings.source, "the state of the optimizer")
     if settings.kind is Kind.ADAM:
         _check_tokens(settings, checkpoint)
-    moments = _read(settings, checkpoint)
-    scale, told = _ivon_scale(settings, moments) if settings.kind is Kind.IVON else _adam_scale(settings, moments)
-    stored = _by_stored_name(checkpoint, moments.values)
-    _check_values(settings.source, stored)
-    metadata = {
-        "format": "pt",
-        "kind": "fisher",
-        "estimator": str(settings.kind),
-        "reduction": "mean",
-        "examples": told["train_examples"],
-        "draws": "0",
-        "labels": "true",
-        "source": settings.source.name,
-        "model": settings.model,
-        "model_identity": model_identity(checkpoint),
-        "merge_cli": __version__,
-        **told,
-    }
-    staging = Staging(out, force=force)
-    with staging.open() as folder:
-        layout = float_layout(((name, tuple(values.shape)) for name, values in stored.items()), metadata)
-        write_layout(folder, layout, stored.__getitem__, scale=scale, sync=sync)
-        staging.commit(sync=sync)
+    settings = replace(settings, source=find_state(settings.source))
+    with _reading(settings, checkpoint) as (moments, reader):
+        scale, told = _ivon_scale(settings, moments) if settings.kind is Kind.IVON else _adam_scale(settings, moments)
+        named = _by_stored_name(checkpoint, moments.values)
+        metadata = {
+            "format": "pt",
+            "kind": "fisher",
+            "estimator": str(settings.kind),
+            "reduction": "mean",
+            "examples": told["train_examples"],
+            "draws": "0",
+            "labels": "true",
+            "source": settings.source.name,
+            "model": settings.model,
+            "model_identity": model_identity(checkpoint),
+            "merge_cli": __version__,
+            **told,
+        }
+        for name in named.parameters:
+            _check_values(settings.source, name, named.read(reader, name), scale)
+        staging = Staging(out, force=force)
+        with staging.open() as folder:
+            shapes = ((name, checkpoint.tensors[name].shape) for name in named.parameters)
+            layout = float_layout(shapes, metadata)
+            write_layout(folder, layout, lambda name: named.read(reader, name), scale=scale, sync=sync)
+            reader.check_unchanged()
+            staging.commit(sync=sync)
     return metadata
 
 
-def _read(settings: ImportSettings, checkpoint: Checkpoint) -> Moments:
+@contextlib.contextmanager
+def _reading(settings: ImportSettings, checkpoint: Checkpoint) -> Iterator[tuple[Moments, Reader]]:
+    """Yield where the moments are, and what reads them."""
     if settings.source.suffix == ".safetensors":
         opened = open_checkpoint(settings.source)
+        found = {
+            name.removesuffix(".exp_avg_sq"): place for name, place in opened.tensors.items() if place.dtype.is_float
+        }
         with Reader(opened.files) as reader:
-            found = {
-                name.removesuffix(".exp_avg_sq"): read_tensor(reader, place)
-                for name, place in opened.tensors.items()
-                if place.dtype.is_float
-            }
-        return Moments(found)
-    try:
-        state: Any = torch.load(settings.source, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{settings.source} cannot be read: {first_line[:200]}") from error
-    model = empty_model(checkpoint)
-    naming = name_ivon if settings.kind is Kind.IVON else name_adam
-    return naming(state, model, str(settings.source))
+            yield Moments(found), reader
+        return
+    state, identity = read_saved(
+        settings.source, Files(), hint="save the state_dict() of the optimizer with torch.save"
+    )
+    with Reader([identity]) as reader:
+        model = empty_model(checkpoint)
+        if settings.kind is Kind.IVON:
+            yield name_ivon(state, model, settings.source), reader
+        else:
+            yield name_adam(state, model, settings.source, lambda place: float(read_tensor(reader, place))), reader
 
 
 def _adam_scale(settings: ImportSettings, moments: Moments) -> tuple[float, dict[str, str]]:
+    trainer = trainer_state(settings.source)
     if settings.train_examples is None:
-        raise RecipeError("--train-examples is needed: the optimiser does not tell the size of the training set")
-    batch_size = settings.batch_size or _trainer_batch_size(settings.source, settings.train_examples)
+        guess = trainer.examples() if trainer is not None else None
+        raise RecipeError(
+            "--train-examples is needed: the optimizer does not tell the size of the training set",
+            hint=f"{STATE_FILE} says about {guess}, if each step took one batch on one device" if guess else None,
+        )
+    batch_size, batch_from = settings.batch_size, "--batch-size"
+    if batch_size is None and trainer is not None:
+        batch_size, batch_from = trainer.checked_batch_size(settings.train_examples), STATE_FILE
     if batch_size is None:
         raise RecipeError(
-            "--batch-size is needed: the examples of one optimiser step, over all devices and accumulated steps"
+            "--batch-size is needed: the examples of one optimizer step, over all devices and accumulated steps"
         )
-    steps, beta2 = settings.steps or moments.steps, settings.beta2 or moments.beta2
+    steps, steps_from = settings.steps, "--steps"
+    if steps is None:
+        steps, steps_from = moments.steps, settings.source.name
+    if steps is None and trainer is not None:
+        steps, steps_from = trainer.steps, STATE_FILE
+    beta2 = settings.beta2 if settings.beta2 is not None else moments.beta2
     if steps is None or beta2 is None:
         raise RecipeError(f"{settings.source} does not tell steps and beta2", hint="give --steps and --beta2")
-    told = {"train_examples": settings.train_examples, "batch_size": batch_size, "steps": steps, "beta2": beta2}
+    if not 0 <= beta2 < 1:
+        raise RecipeError(f"--beta2 is {beta2:g}, expected a number from 0 to below 1")
+    told = {
+        "train_examples": settings.train_examples, "batch_size": batch_size, "batch_size_from": batch_from,
+        "steps": steps, "steps_from": steps_from, "beta2": beta2,
+    }  # fmt: skip
     tokens = settings.tokens_per_example or 1.0
     if settings.tokens_per_example is not None:
         told["tokens_per_example"] = tokens
@@ -175,63 +198,50 @@ def _check_tokens(settings: ImportSettings, checkpoint: Checkpoint) -> None:
         )
 
 
-def _trainer_batch_size(source: Path, train_examples: int) -> int | None:
-    """Read the batch size from the ``trainer_state.json`` beside ``optimizer.pt``.
+@dataclass(frozen=True)
+class _Named:
+    """Moments by the names of the checkpoint's tensors, in their order; each is read when it is asked for."""
 
-    It is that of one process and one pass. Whether more of them make a step shows in the number of steps.
+    places: Mapping[str, StoredTensor]
+    parameters: Mapping[str, str]
+    names: StoredNames | None
 
-    Raises:
-        RecipeError: If the steps say that more examples than these went into each.
-    """
-    path = source.parent / "trainer_state.json"
-    if not path.is_file():
-        return None
-    state = read_json(path, Files())
-    found: Any = state.get("train_batch_size")
-    epochs: Any = state.get("epoch")
-    steps: Any = state.get("global_step")
-    if not isinstance(found, int) or found < 1:
-        return None
-    if not all(isinstance(each, (int, float)) and 0 < each < float("inf") for each in (epochs, steps)):
-        return found
-    if (said := train_examples * epochs / steps) > _MOST_OFF * found:
-        raise RecipeError(
-            f"{path} has batches of {found}, but {epochs:g} epochs of {train_examples} examples in {steps} steps "
-            f"make about {said:.0f} examples per step",
-            hint="give --batch-size: the examples of a step in all, over all devices and accumulated passes",
-        )
-    return found
+    def read(self, reader: Reader, name: str) -> Tensor:
+        parameter = self.parameters[name]
+        values = read_tensor(reader, self.places[parameter])
+        return values if self.names is None else self.names.stored(parameter, values)[name]
 
 
-def _by_stored_name(checkpoint: Checkpoint, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring moments to the names and the order of the checkpoint's tensors."""
-    direct = {name: place for name in values if (place := checkpoint.find(name)) is not None}
-    if len(direct) == len(values):
-        found = {place.name: values[name] for name, place in direct.items()}
-    else:
-        names = StoredNames(empty_model(checkpoint), checkpoint)
-        found = {}
-        for name, tensor in values.items():
-            stored = names.stored(name, tensor)
-            if not stored:
-                raise CheckpointError(f"'{name}' of the optimiser is no tensor of {checkpoint.label}")
-            found |= stored
-    wrong = [name for name, tensor in found.items() if tuple(tensor.shape) != checkpoint.tensors[name].shape]
+def _by_stored_name(checkpoint: Checkpoint, places: Mapping[str, StoredTensor]) -> _Named:
+    found: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    names = None
+    for parameter, held in places.items():
+        if (place := checkpoint.find(parameter)) is not None:
+            found[place.name], shapes[place.name] = parameter, held.shape
+    if len(found) < len(places):
+        model = empty_model(checkpoint)
+        names, known = StoredNames(model, checkpoint), {name for name, _ in model.named_parameters()}
+        found.clear()
+        for parameter, held in places.items():
+            parts = names.stored(parameter, torch.empty(held.shape, device="meta")) if parameter in known else {}
+            if not parts:
+                raise CheckpointError(f"'{parameter}' of the optimizer is no tensor of {checkpoint.label}")
+            found |= dict.fromkeys(parts, parameter)
+            shapes |= {name: tuple(part.shape) for name, part in parts.items()}
+    wrong = [name for name in found if shapes[name] != checkpoint.tensors[name].shape]
     if wrong:
-        raise CheckpointError(f"{listed(wrong)} of the optimiser have other shapes than in {checkpoint.label}")
-    return {name: found[name] for name in checkpoint.tensors if name in found}
+        raise CheckpointError(f"{listed(wrong)} of the optimizer have other shapes than in {checkpoint.label}")
+    return _Named(places, {name: found[name] for name in checkpoint.tensors if name in found}, names)
 
 
-def _check_values(source: Path, tensors: Mapping[str, Tensor]) -> None:
-    def bad(values: Iterable[str]) -> str:
-        return listed(values, most=3)
-
-    infinite = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-    if infinite:
-        raise CheckpointError(f"{source}: {bad(infinite)} have numbers that are not finite")
-    negative = [name for name, tensor in tensors.items() if bool((tensor < 0).any())]
-    if negative:
+def _check_values(source: Path, name: str, values: Tensor, scale: float) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise CheckpointError(f"{source}: '{name}' has numbers that are not finite")
+    if bool((values < 0).any()):
         raise CheckpointError(
-            f"{source}: {bad(negative)} have negative numbers, so they are no second moments",
+            f"{source}: '{name}' has negative numbers, so they are no second moments",
             hint="were these first moments (exp_avg), or weights?",
         )
+    if values.numel() and float(values.max()) * scale > torch.finfo(torch.float32).max:
+        raise CheckpointError(f"{source}: '{name}' times {scale:.3g} is more than float32 can hold")

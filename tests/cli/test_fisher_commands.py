@@ -322,6 +322,10 @@ def test_second_moments_are_imported_and_asked_for_what_they_lack(here: Path, ru
     assert json.loads(done.out)["metadata"]["steps"] == "1"
     # v = 0.5 * 9, corrected by 1 - 0.5, times 4 examples to a step.
     assert all(bool((value == 36).all()) for value in read_checkpoint(here / "f").values())
+    (here / "trainer_state.json").write_text('{"train_batch_size": 4}')
+    told = run("fisher", "import", "math", ".", "--out", "g", "--no-fsync", "--train-examples", 50)
+    assert (told.code, told.err) == (0, "")
+    assert "1 steps (optimizer.pt) of 4 examples (trainer_state.json), beta2 0.5" in told.out
 
 
 def test_the_help_says_what_a_batch_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from merge_cli.checkpoint import open_checkpoint
 from merge_cli.errors import CheckpointError, VerificationError
-from tests.fuzz import headers, indexes, recipes
+from tests.fuzz import headers, indexes, pickles, recipes, states
 from tests.fuzz.trying import Attempt, try_all
 
 
@@ -23,6 +23,8 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param(headers.attempt, 400, id="headers"),
         pytest.param(indexes.attempt, 250, id="indexes"),
         pytest.param(recipes.attempt, 150, id="recipes"),
+        pytest.param(pickles.attempt, 500, id="pickles"),
+        pytest.param(states.attempt, 300, id="states of optimizers"),
     ],
 )
 def test_broken_inputs_are_sound_or_refused(attempt: Attempt, inputs: int, tmp_path: Path) -> None:
