@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from merge_cli.checkpoint import Checkpoint
+from merge_cli.report.provenance import Ingredient, made_from
 
 # A longer number is no layer, and Python refuses to read one of thousands of digits.
 _LAYER = re.compile(r"^(.*?\.)(\d{1,9})(\..*)$")
@@ -25,9 +26,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a checkpoint; sizes in bytes."""
+    """What is in a checkpoint; sizes in bytes. ``made_from`` is empty where it is not known to be merged."""
 
     checkpoint: Checkpoint
+    made_from: tuple[Ingredient, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -73,6 +75,7 @@ class Inspection:
             "metadata": dict(checkpoint.metadata),
             "architectures": checkpoint.config.get("architectures"),
             "tied": dict(checkpoint.tied),
+            "made_from": [asdict(each) for each in self.made_from],
             "tensors": [
                 {"name": name, "dtype": tensor.dtype.torch_name, "shape": list(tensor.shape), "file": tensor.file.name}
                 for name, tensor in checkpoint.tensors.items()
@@ -82,7 +85,7 @@ class Inspection:
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """Return what is in a checkpoint."""
-    return Inspection(checkpoint)
+    return Inspection(checkpoint, made_from(checkpoint.root))
 
 
 def layer_of(name: str) -> str:

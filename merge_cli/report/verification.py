@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -19,6 +20,7 @@ class Verification:
         seed: What the choice of tensors was drawn with; None where none or all were computed again.
         problems: What is wrong, in sentences; empty where all is well.
         notes: What has changed since and is not wrong by itself.
+        inputs: What was merged, as the manifest says: checkpoint and file -> SHA-256, None where it has none.
     """
 
     out: str
@@ -29,6 +31,7 @@ class Verification:
     seed: int | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    inputs: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def sound(self) -> bool:

@@ -41,7 +41,8 @@ def verify(
     """
     out, files = Path(out), files or Files()
     made = read_manifest(out, files)
-    found = Verification(str(out), made.tool)
+    inputs = {f"{each.reference}/{file.name}": file.sha256 for each in made.inputs for file in each.files}
+    found = Verification(str(out), made.tool, inputs=inputs)
     digests, problems = check_digests(out, made, threads, files)
     checkpoint: Checkpoint | None = None
     try:

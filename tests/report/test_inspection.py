@@ -1,5 +1,6 @@
 """What is in a checkpoint."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from merge_cli.checkpoint import open_checkpoint
+from merge_cli.plan import build_plan
 from merge_cli.report import Inspection, inspect_checkpoint
-from tests.checkpoints import write_checkpoint
+from merge_cli.run import merge
+from tests.checkpoints import recipe_over, write_checkpoint
 
 
 @pytest.fixture
@@ -29,6 +32,30 @@ def test_parameters_are_counted_by_dtype_and_by_layer(found: Inspection) -> None
     assert layers["ids"] == 3
     # In the order of numbers, not of digits.
     assert [name for name in layers if name.startswith("model")] == [f"model.layers.{i}" for i in range(11)]
+
+
+def test_what_was_merged_says_from_what(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_checkpoint(tmp_path / name, {"w": [1.0, 2.0]})
+    models = [{"model": name, "parameters": {"weight": 1}} for name in ("one", "two")]
+    plan = build_plan(recipe_over(tmp_path, {"merge_method": "linear", "models": models}))
+    merge(plan, tmp_path / "out", sync=False)
+    digest = hashlib.sha256((tmp_path / "one" / "model.safetensors").read_bytes()).hexdigest()
+    told = inspect_checkpoint(open_checkpoint(tmp_path / "out")).to_json()["made_from"]
+    wanted = {"role": "model 0", "reference": "one", "file": "model.safetensors", "sha256": digest}
+    assert told == [wanted, {**wanted, "role": "model 1", "reference": "two"}]
+    merge(plan, tmp_path / "out", sync=False, force=True, input_digests=False)
+    found = inspect_checkpoint(open_checkpoint(tmp_path / "out"))
+    assert [each.sha256 for each in found.made_from] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"inputs": 3}', '{"inputs": [3]}', '{"inputs": [{"files": [{}]}]}', "[" * 9999]
+)
+def test_a_damaged_manifest_says_nothing(tmp_path: Path, text: str) -> None:
+    write_checkpoint(tmp_path / "c", {"w": [1.0]})
+    (tmp_path / "c" / "merge_manifest.json").write_text(text)
+    assert inspect_checkpoint(open_checkpoint(tmp_path / "c")).made_from == ()
 
 
 def test_tensors_that_repeat_in_every_layer_are_one_group(found: Inspection) -> None:

@@ -34,6 +34,12 @@ def inspection(found: Inspection, summary: Mapping[str, LayerSummary], *, as_jso
     for name, value in checkpoint.metadata.items():
         facts.add_row(printable(name), printable(value))
     console.print(facts)
+    if found.made_from:
+        parts = new_table("made from", "as", "file", "SHA-256")
+        for part in found.made_from:
+            digest = part.sha256 if every_tensor else f"{part.sha256[:12]}..." if part.sha256 else None
+            parts.add_row(printable(part.reference), printable(part.role), printable(part.file), digest or "unknown")
+        console.print(parts)
     console.print(_layers(found, summary))
     tensors = new_table("tensor", "dtype", "shape", "layers")
     if every_tensor:
