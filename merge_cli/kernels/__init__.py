@@ -12,7 +12,7 @@ merge of a 0.5B model took, and its elementwise operations pass over a block onc
 took 4.4 s instead of 2.8.
 """
 
-from merge_cli.kernels.arrays import Array, empty, is_numpy
+from merge_cli.kernels.arrays import Array, empty, higher, is_numpy, lower
 from merge_cli.kernels.conversion import PATTERNS, narrow, widen
 from merge_cli.kernels.election import Election, ZeroSum, disjoint_merge, elect_sign
 from merge_cli.kernels.quantile import Found, Search, first_search, gather, join, next_search, sample_size
@@ -40,10 +40,12 @@ __all__ = [
     "gather",
     "grain_gram",
     "grain_sums",
+    "higher",
     "is_numpy",
     "join",
     "keep_at_least",
     "keep_mask",
+    "lower",
     "make_key",
     "narrow",
     "next_search",

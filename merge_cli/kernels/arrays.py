@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-__all__ = ["Array", "empty", "is_numpy"]
+__all__ = ["Array", "empty", "higher", "is_numpy", "lower"]
 
 
 def is_numpy(array: Any) -> TypeGuard[np.ndarray[Any, Any]]:
@@ -30,3 +30,17 @@ def is_numpy(array: Any) -> TypeGuard[np.ndarray[Any, Any]]:
 def empty(like: Array, *shape: int) -> Array:
     """Return a new array of the kind, dtype and device of another one, its content undefined."""
     return np.empty(shape, like.dtype) if is_numpy(like) else like.new_empty(shape)  # type: ignore[return-value]
+
+
+def lower(one: Array, other: Array) -> Array:
+    """Return the lower of each pair of numbers."""
+    if is_numpy(one):
+        return np.minimum(one, other)  # type: ignore[no-any-return]
+    return one.minimum(other)
+
+
+def higher(one: Array, other: Array) -> Array:
+    """Return the higher of each pair of numbers."""
+    if is_numpy(one):
+        return np.maximum(one, other)  # type: ignore[no-any-return]
+    return one.maximum(other)

@@ -59,7 +59,7 @@ def is_variance(name: str) -> bool:
 
 def statistics_note(names: Collection[str]) -> Iterator[str]:
     """Say that running statistics of activations are those of no model that was run."""
-    found = [name for name in names if name.endswith(_VARIANCE)]
+    found = [name for name in names if is_variance(name)]
     if found:
         yield (
             f"running statistics ({count_of(len(found), 'batch normalisation')}) are merged like weights, no variance "

@@ -277,7 +277,7 @@ class _Engine:
         worker.begin()
         for start, count in blocks(span, self.plan.block_numel):
             block = self.chain.block(worker, task, start, count, self.chain.method_stage, needs)
-            worker.write(method.merge(block, task.params), task, start)
+            worker.write(worker.bounded(method.merge(block, task.params), task, start), task, start)
             if "precision" in block.emitted:
                 worker.write_precision(block.emitted["precision"], task, start)
         worker.forget(task, span, self._followed)

@@ -12,12 +12,14 @@ What is told apart, with θ₀ the base and θᵢ a model:
   ten numbers go to a neighbouring one where its standard deviation is 0.77 steps between neighbours, and rounding to
   the nearest adds an error of 0.29 steps: two fifths of what was learned. From there on it is told.
 * A merged delta that the output's dtype cannot hold: told where rounding changes it by half of its norm or more.
+
+Of integers, which are copied, not a sample is compared but all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +28,7 @@ import numpy as np
 from merge_cli.checkpoint import Checkpoint, DType, Reader
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.stream.integers import differing_integers
 from merge_cli.stream.numbers import COARSENESS, finite, rounded, step
 from merge_cli.stream.sample import Sample, alike, compared, take_sample
 
@@ -48,6 +51,10 @@ def examine(plan: MergePlan, reader: Reader) -> tuple[str, ...]:
     Raises:
         CheckpointError: If an input cannot be read.
     """
+    return (*differing_integers(plan, reader), *_told_by_sample(plan, reader))
+
+
+def _told_by_sample(plan: MergePlan, reader: Reader) -> Sequence[str]:
     sample = take_sample(plan, reader)
     if sample is None or sample.checkpoints < 2:
         return ()
@@ -59,7 +66,7 @@ def examine(plan: MergePlan, reader: Reader) -> tuple[str, ...]:
         if look.tuned:
             warnings += look.near_rounding()
             warnings += look.lost_in_the_output()
-    return tuple(warnings)
+    return warnings
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from merge_cli.checkpoint import DType, Reader, StoredTensor
 from merge_cli.errors import CheckpointError, VerificationError
-from merge_cli.kernels import Array, widen
+from merge_cli.kernels import Array, higher, lower, widen
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.plan.buffers import is_variance
 from merge_cli.stream.checksums import checksum
 from merge_cli.stream.journal import Span, Tally
 
@@ -168,6 +169,22 @@ class Worker(abc.ABC):
                 hint="the checkpoint is damaged or training diverged; --allow-nonfinite goes on all the same",
             )
         self.tally.counts["nonfinite"] += wrong
+
+    def bounded(self, result: Array, task: TensorTask, start: int) -> Array:
+        """Return what was merged of a tensor; variances are raised to the smallest of the base's and the models'.
+
+        A sum of task vectors may take a variance below zero, whose root is no number, or so close to it that all
+        activations explode. Between the inputs nothing is changed.
+        """
+        if not is_variance(task.place.name):
+            return result
+        lowest = None
+        for tensor in (task.base, *task.models):
+            if tensor is not None:
+                row = self._load_rows("copied", [tensor], start, len(result))[0]
+                # Added to zero, because the next row takes the place of this one.
+                lowest = row + 0 if lowest is None else lower(lowest, row)
+        return result if lowest is None else higher(result, lowest)
 
     @abc.abstractmethod
     def write(self, result: Array, task: TensorTask, start: int) -> None:

@@ -235,3 +235,53 @@ def test_a_plan_is_looked_at_once(tmp_path: Path) -> None:
     once = examined(build_plan(recipe_over(tmp_path, content)))
     assert len(once.warnings) == 1
     assert examined(once) is once
+
+
+# --- what is copied ---------------------------------------------------------------------------------------------------
+
+
+INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+
+
+def with_integers(folder: Path, name: str, integers: Tensor, *, at: str = "token_map") -> None:
+    write_checkpoint(folder / name, {"layers.0.w": ONES + (0.1 * ODD if name == "one" else 0), at: integers})
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_that_differ_are_not_copied_without_a_word(dtype: torch.dtype, tmp_path: Path) -> None:
+    same = torch.zeros(300_000, dtype=dtype)
+    other = same.clone()
+    other[-1] = 1
+    with_integers(tmp_path, "base", same)
+    with_integers(tmp_path, "one", other)
+    assert found(tmp_path, "one") == [
+        "token_map: whole numbers are not merged but copied from base; those of one are others"
+    ]
+    with_integers(tmp_path, "one", same)
+    assert found(tmp_path, "one") == []
+
+
+def test_without_a_base_integers_are_those_of_the_first_model(tmp_path: Path) -> None:
+    for name, number in (("one", 1), ("two", 1), ("three", 2)):
+        with_integers(tmp_path, name, torch.tensor([number]))
+    said = [each for each in found(tmp_path, "one", "two", "three", method="linear") if "token_map" in each]
+    assert said == ["token_map: whole numbers are not merged but copied from one; those of three are others"]
+
+
+def test_integers_of_other_width_and_the_same_numbers_are_the_same(tmp_path: Path) -> None:
+    with_integers(tmp_path, "base", torch.arange(9))
+    with_integers(tmp_path, "one", torch.arange(9, dtype=torch.int16))
+    assert found(tmp_path, "one") == []
+
+
+@pytest.mark.parametrize("name", ["bn.num_batches_tracked", "embeddings.position_ids", "embeddings.token_type_ids"])
+def test_counters_and_positions_may_differ(name: str, tmp_path: Path) -> None:
+    with_integers(tmp_path, "base", torch.arange(9), at=name)
+    with_integers(tmp_path, "one", torch.arange(9) + 1, at=name)
+    assert found(tmp_path, "one") == []
+
+
+def test_integers_that_the_recipe_excludes_may_differ(tmp_path: Path) -> None:
+    with_integers(tmp_path, "base", torch.arange(9))
+    with_integers(tmp_path, "one", torch.arange(9) + 1)
+    assert found(tmp_path, "one", exclude=["token_map"]) == []
