@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from merge_cli.cli.merging import AsJson, Device, Memory, Overrides, RecipePath, ShardSize, Threads, make_plan
 from merge_cli.errors import RecipeError, did_you_mean
-
-if TYPE_CHECKING:
-    from merge_cli.fisher import FisherReport
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -59,6 +54,10 @@ _Only = Annotated[
 _CheckpointEvery = Annotated[
     int, typer.Option(min=0, help="Save the sums every so many batches; the same command continues.")
 ]
+_Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the processor; default: all cores.")]
+_TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let Python code that lies beside MODEL run.")
+]
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="Path or hub id.", show_default=False)]
 
 
@@ -87,14 +86,17 @@ def measure(
     only: _Only = None,
     parts: Annotated[int, typer.Option(min=1, help="Measure the parameters in this many passes over the data.")] = 1,
     checkpoint_every: _CheckpointEvery = 0,
+    threads: _Threads = None,
+    trust_remote_code: _TrustRemoteCode = False,
     force: Force = False,
     fsync: Fsync = True,
     quiet: Quietly = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the Fisher diagonal of MODEL on DATA and write it to DIR."""
+    from merge_cli.cli.measured import noting_what_is_kept, tell
     from merge_cli.cli.progress import counting
-    from merge_cli.fisher import Columns, Estimator, FisherSettings, Source, Task, estimate_fisher, measuring_folder
+    from merge_cli.fisher import Columns, Estimator, FisherSettings, Source, Task, estimate_fisher
     from merge_cli.stream import choose_device
 
     settings = FisherSettings(
@@ -115,45 +117,12 @@ def measure(
         only=tuple(only or ()),
         parts=parts,
         checkpoint_every=checkpoint_every,
+        trust_remote_code=trust_remote_code,
+        threads=threads,
     )
-    with (
-        _telling_what_is_kept(measuring_folder(out), quiet=quiet),
-        counting("measuring", visible=not quiet and not as_json) as progress,
-    ):
+    with noting_what_is_kept(out), counting("measuring", visible=not quiet and not as_json) as progress:
         report = estimate_fisher(settings, out, force=force, sync=fsync, progress=progress)
-    _tell(report, out, quiet=quiet, as_json=as_json)
-
-
-@contextlib.contextmanager
-def _telling_what_is_kept(folder: Path, *, quiet: bool) -> Iterator[None]:
-    """Say where the sums so far are, where a signal ends the program."""
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException:
-        if folder.is_dir() and not quiet:
-            typer.echo(f"what was summed so far is in {folder}: the same command continues", err=True)
-        raise
-
-
-def _tell(report: FisherReport, out: Path, *, quiet: bool, as_json: bool) -> None:
-    if as_json:
-        content = {"out": str(out), "metadata": report.metadata, "ways": report.ways, "unusable": report.unusable}
-        typer.echo(json.dumps(content | {"unmeasured": list(report.unmeasured), "warnings": list(report.warnings)}))
-        return
-    for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    for why, count in report.unusable.items():
-        typer.echo(f"warning: {count} rows were left out: {why}", err=True)
-    if not quiet:
-        told = report.metadata
-        typer.echo(
-            f"{out}: {told['task']}, {told['estimator']} Fisher of {told['examples']} examples, "
-            f"standing for {told['train_examples']}"
-        )
-        if report.unmeasured:
-            typer.echo(f"  {len(report.unmeasured)} tensors without one, such as {report.unmeasured[0]}")
+    tell(report, quiet=quiet, as_json=as_json)
 
 
 @fisher.command("import")

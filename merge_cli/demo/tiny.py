@@ -90,7 +90,9 @@ def load(folder: Path) -> Any:
     """Return the model that a folder holds."""
     transformers, _ = libraries()
     with hushed():
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        ).eval()
 
 
 def _tokenizer() -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merge_cli.errors import CheckpointError, RecipeError, did_you_mean, listed
+from merge_cli.errors import CheckpointError, RecipeError, ResourceError, did_you_mean, listed
 from merge_cli.fisher.libraries import hushed, require
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -46,12 +50,14 @@ class Rows:
         data: The data set; iterating gives dictionaries, each time the same ones in the same order. Images are not
             decoded.
         classes: Column of labels -> the names that its numbers stand for, where the data says so.
+        scratch: Holds the files behind the data as long as it is held itself.
     """
 
     columns: tuple[str, ...]
     count: int | None
     data: Any
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    scratch: object = None
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return iter(self.data)
@@ -66,23 +72,45 @@ def open_rows(source: Source) -> Rows:
     """
     datasets = require("datasets", "reading data")
     path = Path(source.name).expanduser()
+    # The library keeps its own form of what it reads, in a cache. Copies of somebody's files are not left there.
+    scratch = _Scratch() if path.exists() else None
     try:
         with hushed():
-            data = _open_local(datasets, path, source) if path.exists() else _open_hub(datasets, source)
+            data = _open_local(datasets, path, source, scratch.path) if scratch else _open_hub(datasets, source)
     except StopIteration:
         # What the library raises for an empty file.
         data = []
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
-        raise CheckpointError(f"{source.name}: the data cannot be read: {_reason(error)}") from error
+        where = "set HF_HOME to a folder that can be written: what is fetched is kept there"
+        raise CheckpointError(
+            f"{source.name}: the data cannot be read: {_reason(error)}",
+            hint=where if isinstance(error, PermissionError) and scratch is None else None,
+        ) from error
     data, classes = _with_raw_images(datasets, data), _class_names(datasets, data)
     if next(iter(data), None) is None:
         raise CheckpointError(f"{source.name} has no rows", hint="give a file with data, or another split")
     count = len(data) if isinstance(data, datasets.Dataset) else _promised_count(data)
     columns = tuple(data.column_names or next(iter(data)).keys())
     if source.shuffle:
-        streamed = not isinstance(data, datasets.Dataset)
-        data = data.shuffle(seed=source.seed, buffer_size=_SHUFFLE_BUFFER) if streamed else data.shuffle(source.seed)
-    return Rows(columns, count, data, classes)
+        data = (
+            data.shuffle(source.seed, indices_cache_file_name=str(scratch.path / "order.arrow"))
+            if scratch is not None
+            else data.shuffle(seed=source.seed, buffer_size=_SHUFFLE_BUFFER)
+        )
+    return Rows(columns, count, data, classes, scratch)
+
+
+class _Scratch:
+    """A temporary folder that goes when nobody holds this any more, or the program ends."""
+
+    def __init__(self) -> None:
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix="merge-cli-data-"))
+        except OSError as error:
+            raise ResourceError(
+                f"no temporary folder can be made: {_reason(error)}", hint="set TMPDIR to a folder that can be written"
+            ) from error
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _reason(error: BaseException) -> str:
@@ -110,25 +138,26 @@ def _class_names(datasets: Any, data: Any) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _open_local(datasets: Any, path: Path, source: Source) -> Any:
+def _open_local(datasets: Any, path: Path, source: Source, scratch: Path) -> Any:
     """Open a file or folder; its rows stay on disk, memory-mapped, so that they can be counted and shuffled in full."""
+    load = partial(datasets.load_dataset, cache_dir=str(scratch))
     if path.is_file():
         kind = _FORMATS.get(path.suffix.lower())
         if kind is None:
             raise RecipeError(f"{path} is of no known kind; expected one of {', '.join(_FORMATS)}")
         options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
-        return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+        return load(kind, data_files=str(path), split="train", **options)
     if (path / "dataset_dict.json").is_file():
         return _choose_split(datasets.load_from_disk(str(path)), source)
     if (path / "state.json").is_file():
         return datasets.load_from_disk(str(path))
     suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
     if suffixes & _IMAGES:
-        return _choose_split(datasets.load_dataset("imagefolder", data_dir=str(path)), source)
+        return _choose_split(load("imagefolder", data_dir=str(path)), source)
     kinds = {_FORMATS[suffix] for suffix in suffixes if suffix in _FORMATS}
     if len(kinds) != 1:
         raise RecipeError(f"{path} holds {'no data' if not kinds else 'data of several kinds'}; name one file of it")
-    return _choose_split(datasets.load_dataset(kinds.pop(), data_dir=str(path)), source)
+    return _choose_split(load(kinds.pop(), data_dir=str(path)), source)
 
 
 def _open_hub(datasets: Any, source: Source) -> Any:

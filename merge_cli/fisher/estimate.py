@@ -19,7 +19,8 @@ from merge_cli.fisher.data import open_rows
 from merge_cli.fisher.encoding import encoder_of
 from merge_cli.fisher.libraries import require
 from merge_cli.fisher.losses import Estimator
-from merge_cli.fisher.modelling import guess_task, load_model
+from merge_cli.fisher.modelling import guess_task
+from merge_cli.fisher.probing import load_for
 from merge_cli.fisher.running import MeasuringRun
 from merge_cli.fisher.settings import FisherSettings, Progress
 from merge_cli.fisher.storage import float_layout, held, write_layout
@@ -73,11 +74,13 @@ def estimate_fisher(
     settings.check()
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
     check_apart(out, checkpoint.root, f"the model {checkpoint.label}")
-    task = settings.task or guess_task(checkpoint)
+    if settings.task is None:
+        # What cannot be told is complained of before data is read.
+        guess_task(checkpoint)
     require("transformers", "running a model")
     rows = open_rows(settings.source)
-    with held(measuring_folder(out)) as folder:
-        loaded = load_model(checkpoint, task, dtype=settings.dtype, device=torch.device(settings.device))
+    with held(measuring_folder(out)) as folder, _threads(settings.threads):
+        loaded = load_for(checkpoint, settings)
         encode = encoder_of(loaded, rows, settings)
         run = MeasuringRun(settings, checkpoint, loaded, rows, encode, folder, progress)
         run.measure()
@@ -94,6 +97,17 @@ def estimate_fisher(
 def measuring_folder(out: Path) -> Path:
     """Return where the sums lie that an unfinished measurement of ``out`` has saved."""
     return out.with_name(out.name + ".measuring")
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads on the processor; None for as many as it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _warnings(run: MeasuringRun, metadata: dict[str, str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from merge_cli.checkpoint import Checkpoint, parse_float_dtype, to_torch
 from merge_cli.errors import CheckpointError, RecipeError, listed
+from merge_cli.fisher.configuration import cannot_load, read_configuration
 from merge_cli.fisher.libraries import hushed, require
 from merge_cli.fisher.losses import Task
 
@@ -61,8 +62,17 @@ def guess_task(checkpoint: Checkpoint) -> Task:
     raise RecipeError(f"{checkpoint.label}: {said}, which does not tell the task", hint=f"give --task: {listed(Task)}")
 
 
-def load_model(checkpoint: Checkpoint, task: Task, *, dtype: str, device: torch.device) -> Loaded:
+def load_model(
+    checkpoint: Checkpoint, task: Task, *, dtype: str, device: torch.device, trusted: bool = False
+) -> Loaded:
     """Load the model for a task, with its tokenizer or image processor.
+
+    Args:
+        checkpoint: Where it lies.
+        task: What it is to predict.
+        dtype: In which it computes.
+        device: Where it runs.
+        trusted: Whether Python code beside the weights may run.
 
     Raises:
         RecipeError: If transformers is missing or the dtype is unknown.
@@ -79,15 +89,17 @@ def load_model(checkpoint: Checkpoint, task: Task, *, dtype: str, device: torch.
     tools_class: Any = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
     try:
         with hushed():
-            model, info = auto.from_pretrained(str(checkpoint.root), dtype=wanted, output_loading_info=True)
+            config = read_configuration(checkpoint, trusted=trusted)
+            model, info = auto.from_pretrained(
+                str(checkpoint.root), config=config, dtype=wanted, output_loading_info=True, trust_remote_code=trusted
+            )
             tools = (
-                tools_class.from_pretrained(str(checkpoint.root)) if not images or _has_processor(checkpoint) else None
+                tools_class.from_pretrained(str(checkpoint.root), trust_remote_code=trusted)
+                if not images or _has_processor(checkpoint)
+                else None
             )
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{checkpoint.label}: transformers cannot load it for {task}: {first_line[:200]}"
-        ) from error
+        raise cannot_load(checkpoint, error, f"it for {task}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -111,9 +123,9 @@ def empty_model(checkpoint: Checkpoint) -> Any:
     auto: Any = getattr(transformers, _AUTO_CLASSES[guess_task(checkpoint)])
     try:
         with hushed(), torch.device("meta"):
-            return auto.from_config(transformers.AutoConfig.from_pretrained(str(checkpoint.root)))
+            return auto.from_config(read_configuration(checkpoint, trusted=False), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint.label}: {str(error).splitlines()[0][:200]}") from error
+        raise cannot_load(checkpoint, error, "its configuration") from error
 
 
 def longest_text(model: Any) -> int | None:

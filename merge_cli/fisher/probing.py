@@ -36,7 +36,8 @@ class Probe:
 def load_for(checkpoint: Checkpoint, settings: FisherSettings) -> Loaded:
     """Load a model as ``settings`` say, whichever model they name."""
     task = settings.task or guess_task(checkpoint)
-    return load_model(checkpoint, task, dtype=settings.dtype, device=torch.device(settings.device))
+    device = torch.device(settings.device)
+    return load_model(checkpoint, task, dtype=settings.dtype, device=device, trusted=settings.trust_remote_code)
 
 
 def make_probe(loaded: Loaded, settings: FisherSettings) -> Probe:

@@ -43,6 +43,8 @@ class FisherSettings:
         only: Patterns of tensor names, as in the shell; empty for all.
         parts: Into how many parts the parameters are split, each with a pass over the data of its own.
         checkpoint_every: Batches after which the sums are saved, so that the same command continues; 0 for never.
+        trust_remote_code: Whether Python code that lies beside the model may run.
+        threads: Of torch on the processor; None to leave them as they are.
     """
 
     model: str
@@ -62,6 +64,8 @@ class FisherSettings:
     only: tuple[str, ...] = ()
     parts: int = 1
     checkpoint_every: int = 0
+    trust_remote_code: bool = False
+    threads: int | None = None
 
     def check(self) -> None:
         """Refuse what contradicts itself.
@@ -69,7 +73,7 @@ class FisherSettings:
         Raises:
             RecipeError: With the option concerned.
         """
-        for name in ("draws", "batch_size", "max_length", "parts", "examples", "train_examples"):
+        for name in ("draws", "batch_size", "max_length", "parts", "examples", "train_examples", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")

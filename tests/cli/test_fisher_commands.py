@@ -264,6 +264,7 @@ def test_a_terminated_measurement_is_continued_by_the_same_command(
         stopped = run(*command, "--out", "f")
     assert stopped.code == 143
     assert "what was summed so far is in f.measuring: the same command continues" in stopped.err
+    assert "nothing was written" not in stopped.err
     assert not (here / "f").exists()
     changed = run(*command, "--out", "f", "--seed", 5)
     assert changed.code == 2
