@@ -69,9 +69,9 @@ def merge(
         sync: Whether to return only when the output is on the device.
         processes: Whether to work in processes forked from this one, on Linux and without a GPU: faster, but only for a
             program whose other threads hold no locks at that moment. The default is threads.
-        input_digests: Whether the manifest records the SHA-256 of every input file. One that was not hashed before is
-            hashed by threads while it is read, about half a second of a core per gigabyte, and remembered in the user's
-            cache folder, so that it costs nothing the next time.
+        input_digests: Whether the manifest records the SHA-256 of every input file that is read. One that was not
+            hashed before is hashed meanwhile, half a second to a second of a core per gigabyte, and its digest is kept
+            in the user's cache folder, so that it costs nothing the next time.
         listener: Is told how the work goes.
         files: The system calls to use.
 
@@ -219,7 +219,7 @@ class _Written:
         result: What was counted and found.
         weights: Weight file of the merged model -> SHA-256.
         precision: The same for the posterior precision.
-        inputs: Weight file of an input -> SHA-256; empty where they were not to be hashed.
+        inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
         hashed_bytes: Bytes of inputs whose SHA-256 was not known before.
         resumed_bytes: Bytes of the output that a run which was stopped had written.
         rotten_bytes: Bytes of it that had changed since, and were merged again.

@@ -58,8 +58,8 @@ def merge(
         bool,
         typer.Option(
             "--input-digests/--no-input-digests",
-            help="Record the SHA-256 of every input in the manifest. The first merge of a file hashes it, which takes "
-            "half a second of a core per gigabyte; later ones remember.",
+            help="Record the SHA-256 of every input file in the manifest. The first merge of a file hashes it, which "
+            "takes half a second to a second of a core per gigabyte; later ones remember.",
         ),
     ] = True,
     allow_nonfinite: AllowNonfinite = False,

@@ -38,7 +38,7 @@ def manifest(
         counts: What the method counted.
         diagnosis: What the method says of its prospects.
         digests: File name -> SHA-256 of the output's weight files.
-        inputs: Weight file of an input -> SHA-256; empty where they were not hashed.
+        inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
         tool: Name and version of this program.
     """
     recipe = plan.recipe

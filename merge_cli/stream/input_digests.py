@@ -43,7 +43,9 @@ class _File:
 
 
 class InputDigests:
-    """Hashes the weight files of a plan's inputs.
+    """Hashes the weight files of a plan's inputs, those of which anything is read.
+
+    A base that gives only its configuration, or a shard of tensors that are dropped, would be read for this alone.
 
     Args:
         plan: The merge.
@@ -51,7 +53,8 @@ class InputDigests:
     """
 
     def __init__(self, plan: MergePlan, reader: Reader) -> None:
-        self._identities = {file.path: file for each in plan.inputs for file in each.files}
+        read = {source.file for task in plan.tasks for source in task.sources}
+        self._identities = {file.path: file for each in plan.inputs for file in each.files if file.path in read}
         self._reader = reader
         self._began_ns = time.time_ns()
         self._known = known_digests(self._identities.values())
@@ -81,7 +84,7 @@ class InputDigests:
         Raises:
             CheckpointError: If what was to be hashed before cannot be read.
         """
-        for tensor in tensors:
+        for tensor in tensors if self._files else ():
             file = self._files.get(tensor.file)
             if file is not None:
                 end = tensor.offset + (start + count) * tensor.dtype.itemsize
@@ -93,7 +96,7 @@ class InputDigests:
             self._want(file, file.identity.size, least=1)
 
     def finish(self, listener: Listener | None = None) -> dict[Path, str]:
-        """Return file -> SHA-256, of all of them, when they are hashed.
+        """Return file -> SHA-256 when all are hashed.
 
         Raises:
             CheckpointError: If a file cannot be read, or was changed since it was planned.

@@ -66,6 +66,13 @@ def test_every_input_is_recorded_with_its_digest_and_hashed_once_only(models: Pa
     assert contents(tmp_path / "first" / "out") == contents(tmp_path / "second" / "out")
 
 
+def test_a_file_of_which_nothing_is_read_is_not_hashed(models: Path, tmp_path: Path) -> None:
+    done = merge(planned(models, {**RECIPES["linear"], "base_model": "base"}), tmp_path / "out", sync=False)
+    wanted = digests(models, "one", "two")
+    assert recorded(tmp_path / "out") == {"base/model.safetensors": None, **wanted}
+    assert done.hashed_bytes == sum((models / file).stat().st_size for file in wanted)
+
+
 def test_of_several_files_those_are_hashed_that_are_not_known(models: Path, tmp_path: Path) -> None:
     merge(planned(models, RECIPES["copies"]), tmp_path / "two", sync=False)
     done = merge(planned(models, RECIPES["linear"]), tmp_path / "out", sync=False)
