@@ -18,7 +18,7 @@ from merge_cli.checkpoint import FileIdentity, Files, Reader, ShardWriter, Stagi
 from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import RecipeError
 from merge_cli.plan import MergePlan
-from merge_cli.report import MergeReport, texts_beside
+from merge_cli.report import MergeReport, findings, texts_beside
 from merge_cli.report.manifest import DIGEST_FILE, PRECISION_FOLDER, sha256_lines
 from merge_cli.stream import (
     JOURNAL_FILE,
@@ -180,6 +180,7 @@ def _report(plan: MergePlan, out: Path, written: _Written, *, seconds: float) ->
         threads=plan.threads,
         counts=result.counts,
         diagnostics=dict(result.diagnosis.values),
+        findings=findings(plan, result.diagnosis, result.counts),
         warnings=(*plan.warnings, *result.diagnosis.warnings, *_changed(out, written.rotten_bytes)),
         notes=plan.notes,
         files=written.weights,

@@ -135,6 +135,8 @@ def test_gradients_say_how_far_fine_tuning_was_held_back(tmp_path: Path, family:
     settings = {"prior_precision": 3.0, "curvature_floor": 0}
     report = merge(build_plan(recipe(tmp_path, models, parameters=settings)), tmp_path / "auto", sync=False)
     assert report.diagnostics["gratio"] == pytest.approx([0.25, 1.0], rel=1e-4)
+    assert report.findings[0].startswith("./expert-1: hardly held back by the base's curvature")
+    assert report.findings[1].startswith("./expert-2: held back by the base's curvature, as assumed (gratio 1,")
     exact = recipe(tmp_path, models, parameters={**settings, "anchor": "measured"})
     merge(build_plan(exact), tmp_path / "measured", sync=False)
     # Where the gradient is that share of H_0 everywhere, the measured rule says the same.
@@ -149,6 +151,15 @@ def test_extrapolation_is_one_for_a_single_model_and_warned_of_where_it_is_large
     far = measure(build_plan(recipe(tmp_path, models, parameters={"anchor": "base"}))).diagnosis
     assert far.values["extrapolation"] > 1.5
     assert not any("far beyond" in warning for warning in alone.warnings)
+
+
+@pytest.mark.usefixtures("family")
+def test_what_was_counted_is_said_in_a_sentence(tmp_path: Path) -> None:
+    models = [expert(1, -1.0), expert(2, -1.0)]
+    report = merge(build_plan(recipe(tmp_path, models, parameters={"kappa": 1.0})), tmp_path / "out", sync=False)
+    # A least precision of all that the base has leaves nothing to remove.
+    assert report.counts == {"clipped": report.parameters}
+    assert report.findings[-1].startswith(f"{report.parameters:,} of {report.parameters:,} elements kept the least")
 
 
 def test_a_fisher_of_another_model_is_refused(tmp_path: Path, family: dict[str, dict[str, Tensor]]) -> None:

@@ -144,8 +144,8 @@ def plan(
         from merge_cli.run import measure
 
         with showing(visible=not as_json) as listener:
-            found = measure(planned, processes=True, listener=listener).diagnosis
-        render.warnings(found.warnings)
+            found = measure(planned, processes=True, listener=listener)
+        render.warnings(found.diagnosis.warnings)
     render.plan(planned, as_json=as_json, every_tensor=verbose, found=found)
 
 

@@ -116,5 +116,6 @@ METHOD = Method(
     differs="the authors' code floors the raw Fisher at 1e-6 for the first model only; here the floor is relative and "
     "for all. mergekit has no Fisher averaging",
     measure=_measure,
+    counts={"no_fisher": "have a Fisher of zero in every model and are as `favour` says"},
     version=2,
 )

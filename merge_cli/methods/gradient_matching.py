@@ -33,12 +33,11 @@ from merge_cli.methods.contract import (
     per_model,
     setting,
 )
+from merge_cli.methods.contract.prospects import FAR, held_back, in_words, less_far
 
 # Prior precision where the recipe gives none, relative to the mean of the base's curvature: results hardly change from
 # 1e-8 to 0.1 and get worse from 1 on.
 _RELATIVE_PRIOR = 0.01
-# Extrapolation from which merges as a rule are worse than the base; tests/experiments counts them.
-_FAR = 1.5
 
 
 class GradientMatchingParams(Params):
@@ -242,20 +241,22 @@ def _diagnose(sums: Mapping[str, float], measured: Scales | None, params: Gradie
         "mismatch_of_task_arithmetic": forecast,
     }
     warnings: list[str] = []
+    models: tuple[str, ...] = ()
     if scales.gratio:
         values |= {"gratio": list(scales.gratio), "anchors": list(scales.anchors)}
+        models = tuple(map(held_back, scales.gratio, scales.anchors))
     elif params.anchor == "auto":
         warnings.append(
             "no gradients are stored, so fine-tuning is taken as held back by the base's curvature; where it ran to "
             "convergence that is wrong: store them (merge-cli fisher --gradient), or use anchor: none"
         )
-    if extrapolation > _FAR:
+    if extrapolation > FAR:
+        less = less_far(params.weight, anchor=params.anchor, box=params.box)
         warnings.append(
-            f"the merged model lies far beyond the task vectors (extrapolation {extrapolation:.1f}; above {_FAR} it is "
-            f"as a rule worse than the base): use anchor: auto, lower the weights towards {1 / n:.2g}, or use "
-            "task_arithmetic"
+            f"the merged model lies far beyond the task vectors (extrapolation {extrapolation:.1f}; above {FAR} it is "
+            f"as a rule worse than the base): {less}, or use task_arithmetic"
         )
-    return Diagnosis(values, tuple(warnings))
+    return Diagnosis(values, tuple(warnings), tuple(in_words(sums, extrapolation, params.weight)), models)
 
 
 def _caution(params: GradientMatchingParams) -> str:
@@ -281,6 +282,9 @@ METHOD = Method(
     measure=_measure,
     caution=_caution,
     diagnose=_diagnose,
+    counts={
+        "clipped": "kept the least precision that `kappa` allows: the removed curvature is larger there than the base's"
+    },
     gives_precision=True,
     version=2,
 )

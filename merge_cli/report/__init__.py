@@ -1,6 +1,7 @@
 """What happened and what is there, as data; rendered as text, Markdown and JSON."""
 
 from merge_cli.report.card import model_card
+from merge_cli.report.findings import findings
 from merge_cli.report.fisher_summary import LayerSummary, summarize_fisher
 from merge_cli.report.inspection import Inspection, inspect_checkpoint
 from merge_cli.report.mismatch import MismatchReport, mismatch_report
@@ -14,6 +15,7 @@ __all__ = [
     "MergeReport",
     "MismatchReport",
     "Verification",
+    "findings",
     "inspect_checkpoint",
     "mismatch_report",
     "model_card",

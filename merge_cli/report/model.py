@@ -27,6 +27,7 @@ class MergeReport:
         threads: Workers.
         counts: What the method counted, such as ``clipped`` elements.
         diagnostics: What the method says of its prospects, such as ``extrapolation``.
+        findings: What counts and diagnostics mean, in sentences that name the models.
         warnings: What a user should know.
         notes: What was set right or is as the recipe says.
         files: Name -> SHA-256 of each weight file.
@@ -47,6 +48,7 @@ class MergeReport:
     threads: int
     counts: Mapping[str, int]
     diagnostics: Mapping[str, Any]
+    findings: tuple[str, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     files: Mapping[str, str]

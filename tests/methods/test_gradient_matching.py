@@ -900,6 +900,59 @@ def test_a_merge_far_beyond_its_task_vectors_warns() -> None:
     assert "far beyond the task vectors" in found.warnings[0]
 
 
+def advice(weight: tuple[float, ...], **values: Any) -> str:
+    """What is advised for task vectors of 1, without curvature of their own, on a base of precision 1."""
+    n = len(weight)
+    task = {"base": [0, 0], "models": [[1, 1]] * n, "curvature": [[0, 0]] * n, "base_curvature": [1, 1]}
+    task |= {"gradients": values.pop("gradients")} if "gradients" in values else {}
+    settings = {**PLAIN, "curvature_floor": 0, **values}
+    [warning] = diagnosis(whole(**task, weight=weight, **settings), n, weight=weight, **settings).warnings
+    assert "far beyond the task vectors" in warning
+    return str(warning).partition("worse than the base): ")[2]
+
+
+def test_advice_is_what_the_recipe_does_not_do_yet() -> None:
+    anchored = advice((1, 1))
+    assert anchored == "use anchor: auto, or lower the weights towards 0.5, or set box: true, or use task_arithmetic"
+    assert advice((-2, -2)).startswith("use anchor: auto, or bring the negative weights towards 0, or set box: true")
+    assert "lower the weights" not in advice((-2, -2))
+    held = {"anchor": "auto", "gradients": [[-1, -1]]}
+    assert advice((-2,), **held) == "bring the negative weights towards 0, or set box: true, or use task_arithmetic"
+
+
+@pytest.mark.parametrize(
+    ("gratio", "said"),
+    [
+        (-0.5, "is the gradient that of its own training data? (gratio -0.5, pulls with 0 of"),
+        (0.1, "it ran nearly to convergence (gratio 0.1, pulls with 0.1 of"),
+        (0.5, "held back by the base's curvature in part (gratio 0.5, pulls with 0.5 of"),
+        (1.0, "held back by the base's curvature, as assumed (gratio 1, pulls with 1 of"),
+        (4.8, "stopped before the base's curvature held it back (gratio 4.8, pulls with 1 of"),
+    ],
+)
+def test_what_a_gradient_says_of_its_model_is_said_in_a_sentence(gratio: float, said: str) -> None:
+    # The gradient of a model that moved by 1 on a curvature of 1.
+    task = {"base": [0, 0], "models": [[1, 1]], "curvature": [[1, 1]], "base_curvature": [1, 1]}
+    auto = {**PLAIN, "anchor": "auto"}
+    [sentence] = diagnosis(whole(**task, gradients=[[-gratio, -gratio]], **auto), 1, **auto).models
+    assert said in sentence
+
+
+def test_a_diagnosis_says_in_words_how_far_a_merge_goes_and_which_of_two_others_is_better() -> None:
+    task = {"base": [0, 0], "models": [[1, 0], [0, 1]], "curvature": [[9, 0], [0, 9]], "base_curvature": [1, 1]}
+    settings = {**PLAIN, "weight": (1, 1), "curvature_floor": 0}
+    found = diagnosis(whole(**task, **settings), 2, **settings)
+    # Each element moves by (1 + 9) / (1 + 9) = 1, in precision 10: 20 against 10 on average. Task arithmetic is there,
+    # the average a half away: the square of 10 · 0.5, twice.
+    assert found.values["extrapolation"] == pytest.approx(2)
+    assert found.notes == ("task arithmetic is expected to be better than the average (gradient mismatch 0, 7.07)",)
+    alone = {**PLAIN, "weight": (1,)}
+    task = {"base": [0, 0], "models": [[1, 1]], "curvature": [[1, 1]], "base_curvature": [1, 1]}
+    assert diagnosis(whole(**task, **alone), 1, **alone).notes == (
+        "the merged model goes no further than its task vectors (extrapolation 1)",
+    )
+
+
 def test_missing_gradients_warn_where_the_anchor_was_to_be_found() -> None:
     task = {"base": [0, 0], "models": [[1, 1]], "curvature": [[1, 1]], "base_curvature": [1, 1]}
     auto = {**PLAIN, "anchor": "auto"}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import typer
 
 from merge_cli.cli.render.console import new_console, new_table
 from merge_cli.errors import printable
-from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
-from merge_cli.report import MergeReport
+from merge_cli.report import MergeReport, findings
+from merge_cli.stream import StreamResult
 from merge_cli.units import format_bytes, format_count, format_seconds
 
 
@@ -22,12 +22,11 @@ def plan(
     as_json: bool,
     every_tensor: bool = False,
     to_stderr: bool = False,
-    found: Diagnosis | None = None,
+    found: StreamResult | None = None,
 ) -> None:
     """Print what a merge would read, write and hold, and what was found where it was measured."""
     if as_json:
-        measured = {"diagnostics": dict(found.values), "predictions": list(found.warnings)} if found else {}
-        typer.echo(json.dumps(_plan_json(planned) | measured))
+        typer.echo(json.dumps(_plan_json(planned) | (_measured_json(planned, found) if found else {})))
         return
     console = new_console(to_stderr=to_stderr)
     inputs = new_table("role", "checkpoint", "files", "size")
@@ -46,7 +45,9 @@ def plan(
     facts.add_row("work", f"{planned.threads} worker(s), {planned.block_numel} elements per block, {planned.device}")
     console.print(facts)
     if found is not None:
-        diagnostics(found.values)
+        _sentences(findings(planned, found.diagnosis, found.counts))
+        if every_tensor:
+            diagnostics(found.diagnosis.values)
     if every_tensor:
         tensors = new_table("tensor", "dtype", "shape", "")
         for task in planned.tasks:
@@ -54,6 +55,15 @@ def plan(
             shape = " x ".join(map(str, task.place.shape))
             tensors.add_row(task.place.name, task.place.dtype.torch_name, shape, what)
         console.print(tensors)
+
+
+def _measured_json(planned: MergePlan, found: StreamResult) -> dict[str, Any]:
+    return {
+        "counts": found.counts,
+        "diagnostics": dict(found.diagnosis.values),
+        "findings": list(findings(planned, found.diagnosis, found.counts)),
+        "predictions": list(found.diagnosis.warnings),
+    }
 
 
 def _plan_json(planned: MergePlan) -> dict[str, Any]:
@@ -99,9 +109,12 @@ def report(done: MergeReport) -> None:
     )
     if done.resumed_bytes:
         typer.echo(f"  went on from {format_bytes(done.resumed_bytes)} that a stopped run had written")
-    for what, count in done.counts.items():
-        typer.echo(f"  {what.replace('_', ' ')}: {count} elements")
-    diagnostics(done.diagnostics)
+    _sentences(done.findings)
+
+
+def _sentences(found: Iterable[str]) -> None:
+    for sentence in found:
+        typer.echo(f"  {printable(sentence)}")
 
 
 def diagnostics(values: Mapping[str, Any]) -> None:

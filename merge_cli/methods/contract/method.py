@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -15,10 +15,19 @@ from merge_cli.methods.contract.params import Params
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What a merge tells about its own prospects: numbers by name, and warnings in plain words."""
+    """What a merge tells about its own prospects.
+
+    Attributes:
+        values: Numbers by name.
+        warnings: What predicts failure, in sentences, each with what to do.
+        notes: What the numbers mean, in sentences.
+        models: The same of each model, to be read behind its name; empty where there is nothing to say.
+    """
 
     values: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
 
 class Scope(StrEnum):
@@ -65,6 +74,7 @@ class Method:
             is. Asked while planning.
         diagnose: ``(sums, measured, params) -> Diagnosis``: reads what :meth:`Block.add` summed, what the method's
             measure over the model found, and the parameters of one tensor.
+        counts: What :meth:`Block.count` counts -> what became of so many elements, to be read behind their number.
         gives_precision: Whether it emits the merged model's posterior precision under ``precision``.
         numpy: Whether merge and measure also take numpy arrays, so that torch need not be imported for them: they use
             operators and :mod:`merge_cli.kernels` only, see :mod:`merge_cli.kernels.arrays`.
@@ -84,6 +94,7 @@ class Method:
     copies: Callable[[Any], bool] = _never
     caution: Callable[[Any], str] = _usual
     diagnose: Callable[[Mapping[str, float], Any, Any], Diagnosis] = _nothing
+    counts: Mapping[str, str] = field(default_factory=dict)
     gives_precision: bool = False
     numpy: bool = False
     version: int = 1
