@@ -26,6 +26,8 @@ _MOST_HEADER_BYTES = 100_000_000
 # How the file begins that a clone without git-lfs has in place of the weights; no header is that long.
 _LFS_POINTER = b"version "
 _MOST_NAME_LENGTH = 1000
+# Numbers of block formats and their shared exponents, which mean nothing by themselves.
+_BLOCK_DTYPES = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,12 @@ def _tensor(name: str, entry: Any, path: Path, data_start: int) -> StoredTensor:
         raise _damaged(path, f"{name[:100]!r} of {len(name)} characters cannot be the name of a tensor")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(path, f"tensor '{name[:100]}' must have exactly dtype, shape and data_offsets")
+    if entry["dtype"] in _BLOCK_DTYPES:
+        raise CheckpointError(
+            f"{path} is quantised: tensor '{name[:100]}' has dtype {entry['dtype']}, as only MXFP4, NVFP4 and kin "
+            "have, which is not supported",
+            hint="merge the original checkpoint in bfloat16, float16 or float32, then quantise the result",
+        )
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DType.__members__:
         raise CheckpointError(
             f"{path}: tensor '{name[:100]}' has dtype {str(entry['dtype'])[:40]!r}, which is not supported",

@@ -61,6 +61,14 @@ def plain_name(name: str) -> str:
     return _INNER.sub("", name) if any(mark in name for mark in _MARKS) else name
 
 
+def plain_pattern(pattern: str) -> str:
+    """Return a pattern for names as the files of a wrapped model have them in the form that fits the plain names."""
+    pattern = plain_name(pattern)
+    while (prefix := _leading([pattern])) is not None:
+        pattern = pattern.removeprefix(prefix)
+    return pattern
+
+
 def _leading(names: Collection[str]) -> str | None:
     """Return the wrapper's prefix that every name has, None where there is none."""
     longer = (prefix for prefix in _LEADING if all(name.startswith(prefix) and name != prefix for name in names))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from merge_cli.checkpoint import Checkpoint, StoredTensor
+from merge_cli.checkpoint.wrappers import plain_pattern
 from merge_cli.errors import RecipeError, did_you_mean
 from merge_cli.plan.buffers import lacking_computed, left_out_note, statistics_note
 from merge_cli.plan.inputs import Inputs
@@ -52,8 +53,7 @@ def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
     """
     parts = [*([inputs.base] if inputs.base is not None and inputs.uses_base else []), *inputs.models]
     names = dict.fromkeys(name for checkpoint in [inputs.reference, *parts] for name in checkpoint.tensors)
-    exclusions = [(each, re.compile(fnmatch.translate(each.pattern)).match) for each in recipe.exclude]
-    _check_patterns(recipe, names)
+    exclusions = list(_exclusions(recipe, names))
     merged: list[str] = []
     copied: dict[str, StoredTensor] = {}
     heads: dict[str, Checkpoint] = {}
@@ -117,10 +117,17 @@ def _no_source(recipe: Recipe, exclusion: Exclusion, name: str, source: Checkpoi
     )
 
 
-def _check_patterns(recipe: Recipe, names: Iterable[str]) -> None:
+def _exclusions(
+    recipe: Recipe, names: Iterable[str]
+) -> Iterator[tuple[Exclusion, Callable[[str], re.Match[str] | None]]]:
+    """Yield each exclusion and what tells whether it is for a name; its pattern may be one for names in a wrapper."""
     for i, exclusion in enumerate(recipe.exclude):
-        matches = re.compile(fnmatch.translate(exclusion.pattern)).match
-        if not any(matches(name) for name in names):
+        for pattern in dict.fromkeys((exclusion.pattern, plain_pattern(exclusion.pattern))):
+            matches = re.compile(fnmatch.translate(pattern)).match
+            if any(matches(name) for name in names):
+                yield exclusion, matches
+                break
+        else:
             first_parts = dict.fromkeys(name.split(".")[0] for name in names)
             raise RecipeError(
                 f"{recipe.origin.at('exclude', i)}: '{exclusion.pattern}' matches no tensor",

@@ -75,6 +75,7 @@ class Inspection:
             "metadata": dict(checkpoint.metadata),
             "architectures": checkpoint.config.get("architectures"),
             "tied": dict(checkpoint.tied),
+            "notes": list(checkpoint.notes),
             "made_from": [asdict(each) for each in self.made_from],
             "tensors": [
                 {"name": name, "dtype": tensor.dtype.torch_name, "shape": list(tensor.shape), "file": tensor.file.name}

@@ -138,6 +138,13 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
     assert "names begin with model" in said
 
 
+@pytest.mark.parametrize("pattern", ["head.*", "_orig_mod.head.*", "module._orig_mod.head.*"])
+def test_a_pattern_may_be_one_for_the_names_that_a_wrapper_gave(tmp_path: Path, pattern: str) -> None:
+    wrapped = {"module._orig_mod.a": W, "module._orig_mod.head.w": W}
+    plan = planned(tmp_path, {"base": wrapped, "one": {"a": W, "head.w": W}}, exclude=[pattern])
+    assert (merged(plan), copied(plan)) == (["a"], {"head.w": "base"})
+
+
 def test_a_source_that_is_no_model_is_refused(tmp_path: Path) -> None:
     checkpoints = {"base": {"a": W, "b": W}, "one": {"a": W, "b": W}}
     said = refused(RecipeError, tmp_path, checkpoints, exclude=[{"pattern": "b", "from": "on"}])

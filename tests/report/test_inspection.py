@@ -34,6 +34,15 @@ def test_parameters_are_counted_by_dtype_and_by_layer(found: Inspection) -> None
     assert [name for name in layers if name.startswith("model")] == [f"model.layers.{i}" for i in range(11)]
 
 
+def test_what_was_set_right_on_opening_is_told(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "c", {"_orig_mod.w": torch.zeros(2)})
+    found = inspect_checkpoint(open_checkpoint(tmp_path / "c")).to_json()
+    assert found["notes"] == [
+        "_orig_mod. taken off the names of its tensors, which a wrapper around the model put there"
+    ]
+    assert [each["name"] for each in found["tensors"]] == ["w"]
+
+
 def test_what_was_merged_says_from_what(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_checkpoint(tmp_path / name, {"w": [1.0, 2.0]})

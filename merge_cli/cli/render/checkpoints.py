@@ -33,6 +33,8 @@ def inspection(found: Inspection, summary: Mapping[str, LayerSummary], *, as_jso
     facts.add_row("dtypes", ", ".join(f"{name} {format_count(count)}" for name, count in found.dtypes().items()))
     for name, value in checkpoint.metadata.items():
         facts.add_row(printable(name), printable(value))
+    for note in checkpoint.notes:
+        facts.add_row("note", printable(note))
     console.print(facts)
     if found.made_from:
         parts = new_table("made from", "as", "file", "SHA-256")
