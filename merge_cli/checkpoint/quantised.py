@@ -49,7 +49,7 @@ FAMILIES = (
     Family("compressed-tensors", r"\.bitmask", integers=True),
     Family("GPTQ or AWQ", r"[._](qweight|qzeros)"),
     Family("GPTQ or AWQ", r"\.g_idx", integers=True),
-    Family("HQQ", r"\.W_q"),
+    Family("HQQ", r"\.W_q", beside=".zero"),
     Family("AQLM", r"\.codes", integers=True),
     Family("VPTQ", r"\.indices", integers=True, beside=".centroids.weight"),
     Family("QuIP#", r"\.Qidxs", integers=True),

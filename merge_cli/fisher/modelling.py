@@ -213,9 +213,10 @@ class StoredNames:
         for alias in self._aliases[name]:
             for other, part in _reverted(self._model, alias, values).items():
                 for candidate in self._candidates(other):
-                    place = self._checkpoint.tensors.get(self._checkpoint.tied.get(candidate, candidate))
+                    held = self._checkpoint.tied.get(candidate, candidate)
+                    place = self._checkpoint.tensors.get(held)
                     if place is not None and place.shape == tuple(part.shape):
-                        found[place.name] = part
+                        found[held] = part
                         break
         return found
 

@@ -6,6 +6,8 @@ prefix which its body has below a head, and what trains models puts them into mo
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,11 +16,13 @@ from merge_cli.errors import count_of
 from merge_cli.plan.inputs import Inputs
 
 _OLD_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-# Names that are tried to find a prefix.
-_TRIED = 8
+# Names at the start and at the end that are tried to find prefixes, and how many of these are looked at closely.
+_TRIED, _LIKELY = 8, 4
 # Of four tensors that have a name in common, one may differ in its shape: a vocabulary that was extended.
 _LEAST_FITTING = 0.75
 _WRAPPERS = ("module.", "base_model.")
+# What a wrapper around a part of the model puts into the middle of names, and a model may call a part as well.
+_WRAPPED = re.compile(r"(?<![^.])(module|base_model\.model)\.")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ def matched(inputs: Inputs) -> Inputs:
         roles = {role: _with_modern_norms(each) for role, each in roles.items()}
     first = "base" if inputs.reference is inputs.base else "model 0"
     for role, each in roles.items():
+        roles[first] = _unwrapped(roles[first], each) if role.startswith("model") else roles[first]
+    roles = {role: _unwrapped(each, roles[first]) for role, each in roles.items()}
+    for role, each in roles.items():
         prefix = find_prefix(roles[first], each) if role.startswith("model") else None
         # The reference is renamed where it is the one that no loader would understand, or only below a head.
         if prefix is not None and prefix.certain and prefix.superfluous == (prefix.longer is roles[first]):
@@ -94,7 +101,8 @@ def find_prefix(own: Checkpoint, other: Checkpoint) -> Prefix | None:
 
 def _candidates(short: Sequence[str], long: Sequence[str]) -> list[str]:
     tried = [*short[:_TRIED], *short[-_TRIED:]]
-    return list(dict.fromkeys(name[: -len(each)] for each in tried for name in long if name.endswith(f".{each}")))
+    found = Counter(name[: -len(each)] for each in tried for name in long if name.endswith(f".{each}"))
+    return [text for text, _ in found.most_common(_LIKELY)]
 
 
 def _prefix(text: str, longer: Checkpoint, shorter: Checkpoint, short: Sequence[str], long: Sequence[str]) -> Prefix:
@@ -121,6 +129,20 @@ def _renamed(checkpoint: Checkpoint, prefix: Prefix) -> Checkpoint:
     return renamed(
         checkpoint, names, f"'{prefix.text}' {did} the names of {count_of(len(names), 'tensor')}, as others have them"
     )
+
+
+def _unwrapped(own: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """Return a checkpoint without what stands in the middle of names that another one has without it."""
+    names: dict[str, str] = {}
+    for name, tensor in own.tensors.items():
+        if "module." in name or "base_model." in name:
+            plain = _WRAPPED.sub("", name)
+            twin = other.find(plain) if plain != name and own.find(plain) is None else None
+            if twin is not None and twin.shape == tensor.shape:
+                names[name] = plain
+    if not names or len(set(names.values())) < len(names):
+        return own
+    return renamed(own, names, f"a wrapper's part taken out of the names of {count_of(len(names), 'tensor')}")
 
 
 def _with_modern_norms(checkpoint: Checkpoint) -> Checkpoint:

@@ -15,6 +15,8 @@ from merge_cli.recipe import Exclusion
 _MOST_LINES = 5
 # A block of more patterns would not be read; nor do such models belong together.
 _MOST_PATTERNS = 20
+# Each is compared with all names.
+_MOST_TRIED = 100
 # Parts of the names of tensors with a row for each entry of the vocabulary, and of those with a row for each class.
 _VOCABULARY = ("embed", "lm_head", "wte", "shared")
 _HEADS = ("classif", "score", "qa_outputs", "head")
@@ -155,10 +157,10 @@ def _exclusion_hint(
 
 def _reason(parts: Sequence[Checkpoint], wrong: Sequence[str]) -> str:
     """Say why the tensors differ, where they tell."""
-    if all(any(part in name for part in _HEADS) for name in wrong) and _rows_differ(parts, wrong):
-        return "the models have heads for other classes; "
     if any(part in name and "position" not in name for name in wrong for part in _VOCABULARY):
         return "the vocabularies differ, or one model has its own head; "
+    if all(any(part in name for part in _HEADS) for name in wrong) and _rows_differ(parts, wrong):
+        return "the models have heads for other classes; "
     return ""
 
 
@@ -186,7 +188,9 @@ def patterns(names: Iterable[str], wrong: Sequence[str]) -> list[str]:
     layers: dict[str, list[str]] = {}
     for name in wrong:
         layers.setdefault(_over_layers(name), []).append(name)
-    groups = dict(_checked(layers, others))
+    groups = dict(_checked(layers, others)) if len(layers) <= _MOST_TRIED else {}
+    if not 0 < len(groups) <= _MOST_TRIED:
+        return [_literal(name) for name in wrong]
     while groups:
         first = next(iter(groups))
         pattern = next((each for each in _modules(first) if _pays(each, groups, others)), first)

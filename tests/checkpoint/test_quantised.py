@@ -109,6 +109,7 @@ def test_integers_of_any_name_with_scales_beside_them_are_refused(scale: str, tm
         {"codebooks": torch.ones(2, 3), "centroids.weight": torch.ones(2, 3), "codes": torch.ones(3)},
         {"num_blocks": torch.tensor(3), "attn.bias": torch.ones(1, 1, 4, 4, dtype=BYTES)},
         {"embeddings.position_ids": torch.arange(4)[None], "relative_position_index": torch.zeros(4, 4, dtype=LONG)},
+        {"attn.W_q": torch.ones(2, 3), "attn.W_k": torch.ones(2, 3)},
         {"q_scale": torch.ones(1), "logit_scale": torch.ones(()), "layer.scale": torch.ones(4)},
         {"bn.num_batches_tracked": torch.tensor(3), "weight_scale": torch.ones(3)},
     ],

@@ -73,6 +73,24 @@ def test_what_stands_before_every_name_of_one_checkpoint_is_taken_off(
     assert plan.notes == (f"{wrapped}: '{prefix}' taken off the names of 8 tensors, as others have them",)
 
 
+@pytest.mark.parametrize("wrapped", ["base", "one"])
+@pytest.mark.parametrize("part", ["module.", "base_model.model."])
+def test_a_wrapper_around_a_part_of_one_model_is_taken_out_of_its_names(
+    wrapped: str, part: str, tmp_path: Path
+) -> None:
+    shapes = BODY | HEAD
+    inner = {name.replace("encoder.", f"encoder.{part}"): shape for name, shape in shapes.items()}
+    plan = planned(tmp_path, {name: made(inner if name == wrapped else shapes) for name in ("base", "one", "two")})
+    assert set(merged(plan)) == set(shapes)
+    assert plan.notes == (f"{wrapped}: a wrapper's part taken out of the names of 4 tensors",)
+
+
+def test_a_part_that_all_models_call_module_keeps_its_name(tmp_path: Path) -> None:
+    shapes = {"module.a": (2,), "top.module.b": (3,), "c": (2,)}
+    plan = planned(tmp_path, {"base": made(shapes), "one": made(shapes)})
+    assert set(merged(plan)) == set(shapes)
+
+
 def test_a_prefix_that_stands_there_twice_is_taken_off_once(tmp_path: Path) -> None:
     shapes = under("model.", BODY)
     twice = under("model.", shapes) | {"lm_head.weight": (7, 2)}

@@ -123,6 +123,22 @@ def test_other_architectures_are_called_by_their_names(tmp_path: Path) -> None:
     assert "exclude" not in said
 
 
+def test_where_very_many_differ_no_block_is_given(tmp_path: Path) -> None:
+    names = {f"model.w{i}x": W for i in range(90)}
+    other = {f"model.w{i}x": W if i % 2 else torch.zeros(5) for i in range(90)}
+    written(tmp_path, {"base": names, "a": other})
+    said = refused(tmp_path, text_over({"base": 0, "a": 0}))
+    assert "differ in 45 tensors" in said
+    assert "hardly belong together" in said
+
+
+def test_names_that_few_patterns_cannot_cover_are_given_one_by_one() -> None:
+    names = [f"layers.{i}.w" for i in range(20_000)]
+    assert len(patterns(names, names[::2])) == 10_000
+    strange = [f"a{i}.b" for i in range(20_000)]
+    assert len(patterns(strange, strange[::2])) == 10_000
+
+
 NAMES = st.lists(
     st.sampled_from(["a", "b", "layers.0", "layers.1", "layers.2", "c*", "d[0]"]).flatmap(
         lambda stem: st.sampled_from(["w", "b", "x.w", "3"]).map(lambda leaf: f"{stem}.{leaf}")
