@@ -180,7 +180,11 @@ def mismatch(
     recipe: RecipePath,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="DATA", help="Data of each model in order, to measure the mismatch. Repeatable."),
+        typer.Option(
+            metavar="DATA",
+            help="Data of each model in order, to measure the mismatch; columns of its own stand behind it: "
+            "FILE:text=sentence,label=category. Repeatable.",
+        ),
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Examples of each data set (--data).")] = 256,
     task: Annotated[str | None, typer.Option(help="Default: told from the architecture (--data).")] = None,
@@ -233,7 +237,8 @@ def mismatch(
         shown = not as_json and sys.stderr.isatty()
         measured = measure_mismatch(planned, data, settings, prior_precision=prior, say=_say if shown else _say_nothing)
         render.warnings(measured.warnings)
-    render.mismatch(mismatch_report(found.sums, measured.values if measured else None), as_json=as_json)
+    values, losses = (measured.values, measured.losses) if measured else (None, None)
+    render.mismatch(mismatch_report(found.sums, values, losses), as_json=as_json)
 
 
 def _say(text: str) -> None:

@@ -251,10 +251,10 @@ def _diagnose(sums: Mapping[str, float], measured: Scales | None, params: Gradie
             "convergence that is wrong: store them (merge-cli fisher --gradient), or use anchor: none"
         )
     if extrapolation > FAR:
-        less = less_far(params.weight, anchor=params.anchor, box=params.box)
+        less = (*less_far(params.weight, anchor=params.anchor, box=params.box), "or use task_arithmetic")
         warnings.append(
             f"the merged model lies far beyond the task vectors (extrapolation {extrapolation:.1f}; above {FAR} it is "
-            f"as a rule worse than the base): {less}, or use task_arithmetic"
+            f"as a rule worse than the base): {', '.join(less)}"
         )
     return Diagnosis(values, tuple(warnings), tuple(in_words(sums, extrapolation, params.weight)), models)
 

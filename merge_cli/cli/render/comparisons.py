@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING
 import typer
 
 from merge_cli.cli.render.console import new_console, new_table
+from merge_cli.errors import printable
 from merge_cli.report import MismatchReport
+from merge_cli.report.mismatch import SCHEMES, title_of
 from merge_cli.units import format_seconds
 
 if TYPE_CHECKING:
     # Imports transformers' half of the project, which other commands do without.
     from merge_cli.demo import DemoReport
+
+_UNITS = {
+    "loss increase": "loss increase, nats",
+    "fidelity": "fidelity: that over its forecast, 1 is good",
+}
 
 
 def mismatch(found: MismatchReport, *, as_json: bool) -> None:
@@ -21,16 +28,23 @@ def mismatch(found: MismatchReport, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found.to_json()))
         return
-    table = new_table("layer", *(scheme.replace("_", " ") for scheme in found.total))
-    for layer, numbers in found.layers.items():
-        table.add_row(layer, *(f"{number:.4g}" for number in numbers.values()))
-    table.add_row("total", *(f"{number:.4g}" for number in found.total.values()))
-    new_console().print(table)
+    console = new_console()
+    table = new_table("gradient mismatch, forecast", *map(title_of, found.forecast))
+    for layer, numbers in {**found.layers, "total": found.total}.items():
+        table.add_row(layer, *(f"{numbers[scheme]:.4g}" for scheme in found.forecast))
+    console.print(table)
+    if found.losses:
+        losses = new_table("mean loss of an example, nats", "alone", *map(title_of, SCHEMES))
+        for data, means in found.losses.items():
+            losses.add_row(printable(data), *(f"{means[scheme]:.4g}" for scheme in ("alone", *SCHEMES)))
+        console.print(losses)
     if found.measured:
-        measured = new_table("measured on data", *(scheme.replace("_", " ") for scheme in found.total))
+        measured = new_table("measured on data, all examples", *map(title_of, SCHEMES))
         for what, values in found.measured.items():
-            measured.add_row(what, *("-" if number is None else f"{number:.4g}" for number in values.values()))
-        new_console().print(measured)
+            measured.add_row(_UNITS.get(what, what), *("-" if x is None else f"{x:.4g}" for x in values.values()))
+        console.print(measured)
+    for sentence in found.verdicts():
+        typer.echo(sentence)
 
 
 def demo(report: DemoReport) -> None:

@@ -43,7 +43,7 @@ def compared(one: float, other: float) -> str:
     return "better than" if other > 1.05 * one else "about as good as"
 
 
-def less_far(weights: Sequence[float], *, anchor: str, box: bool) -> str:
+def less_far(weights: Sequence[float], *, anchor: str, box: bool) -> tuple[str, ...]:
     """Say what would keep a merge closer to its models, of what the recipe does not do yet."""
     n, advice = len(weights), []
     if anchor == "base":
@@ -54,4 +54,4 @@ def less_far(weights: Sequence[float], *, anchor: str, box: bool) -> str:
         advice.append(f"lower the weights towards {1 / n:.2g}")
     if not box:
         advice.append("set box: true")
-    return ", or ".join(advice) or "use weights closer to 0"
+    return tuple(advice)

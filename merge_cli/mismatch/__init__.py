@@ -1,0 +1,5 @@
+"""Gradient mismatch measured on data, for each way of merging the same models."""
+
+from merge_cli.mismatch.measuring import Measured, measure_mismatch
+
+__all__ = ["Measured", "measure_mismatch"]
