@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge_cli import __version__
 from merge_cli.checkpoint import FileIdentity, Files, Reader, ShardWriter, Staging, check_apart, check_replaceable
+from merge_cli.checkpoint.digest_file import DIGEST_FILE, sha256_lines
+from merge_cli.checkpoint.staging import working_folders
 from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import RecipeError
+from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
-from merge_cli.report import MergeReport, findings, texts_beside
-from merge_cli.report.manifest import DIGEST_FILE, PRECISION_FOLDER, sha256_lines
+from merge_cli.report import MergeReport, findings, finished, texts_beside
+from merge_cli.report.manifest import PRECISION_FOLDER
 from merge_cli.stream import (
     JOURNAL_FILE,
     Discard,
@@ -81,12 +84,16 @@ def merge(
     began = time.perf_counter()
     out = Path(out)
     files = files or Files()
+    staging = Staging(out, force=force, files=files)
     check_out(plan, out, force=force)
+    staging.finish()
+    digests = None if force else finished(plan, out, files)
+    if digests is not None:
+        return _unchanged(plan, out, digests, seconds=time.perf_counter() - began)
     plan = examined(plan, files=files)
     if strict:
         refuse_warnings(plan)
     wanted = decisions(plan, _TOOL)
-    staging = Staging(out, force=force, files=files)
     with staging.open(clear=restart) as folder:
         layouts = {folder: plan.layout, folder / PRECISION_FOLDER: plan.precision}
         past = find_past(folder, wanted, layouts, files)
@@ -142,14 +149,20 @@ def measure(
 
 
 def check_out(plan: MergePlan, out: Path, *, force: bool) -> None:
-    """Refuse an output that would overwrite an input, or that exists.
+    """Refuse an output that would overwrite what it is made from, or that exists and is not what the plan makes.
 
     Raises:
         RecipeError: With what is in the way.
     """
-    for each in plan.inputs:
-        check_apart(out, each.root, f"the input {each.label}")
-    check_replaceable(out, force=force)
+    origin = plan.recipe.origin
+    sources = {each.root: f"the input {each.label}" for each in plan.inputs}
+    if origin.text and (origin.folder / origin.name).is_file():
+        sources[origin.folder / origin.name] = f"the recipe {origin.name}"
+    for folder in working_folders(out):
+        for source, what in sources.items():
+            check_apart(folder, source, what)
+    if force or finished(plan, out, Files()) is None:
+        check_replaceable(out, force=force)
 
 
 def _leave(staging: Staging, error: BaseException, files: Files) -> None:
@@ -185,6 +198,14 @@ def _report(plan: MergePlan, out: Path, written: _Written, *, seconds: float) ->
         notes=plan.notes,
         files=written.weights,
     )
+
+
+def _unchanged(plan: MergePlan, out: Path, digests: Mapping[str, str], *, seconds: float) -> MergeReport:
+    """Report on an output that is there already."""
+    result = StreamResult({}, "", {}, Diagnosis({}), crowded=False)
+    weights = {shard.file: digests[shard.file] for shard in plan.layout.shards}
+    written = _Written(result, weights, {}, {}, 0, plan.written_bytes, 0)
+    return replace(_report(plan, out, written, seconds=seconds), unchanged=True)
 
 
 def _changed(out: Path, nbytes: int) -> Iterator[str]:

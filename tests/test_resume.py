@@ -245,10 +245,11 @@ def test_an_output_that_appears_meanwhile_costs_no_work(models: Path, tmp_path: 
     class Appearing(Seam):
         def around(self, call: Call, make: Callable[..., Any]) -> Any:
             if call.name == "open_write" and call.path.name == "SHA256SUMS":
-                (tmp_path / "out").mkdir()
+                shutil.copytree(tmp_path / "older", tmp_path / "out")
             return make(*call.arguments)
 
     plan = planned(models, TIES)
+    merge(planned(models, RECIPES["linear"]), tmp_path / "older")
     with pytest.raises(RecipeError, match="out exists"):
         merge(plan, tmp_path / "out", files=Appearing())
     assert merge(plan, tmp_path / "out", force=True).resumed_bytes == sum(task.place.nbytes for task in plan.tasks)

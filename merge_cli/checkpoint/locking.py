@@ -12,6 +12,9 @@ from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import RecipeError, ResourceError
 
 LOCK = ".lock"
+# What the lock file of a folder of ours holds: any program may make a file of that name.
+_MARK = b"A folder in which merge-cli works; it may be removed when no merge-cli runs.\n"
+_ASIDE = "move it away, or choose another name for the output"
 
 
 @contextlib.contextmanager
@@ -25,28 +28,50 @@ def locked(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
         busy: What is said where another process holds it.
 
     Raises:
-        RecipeError: If the folder was not made by such a run.
+        RecipeError: If the folder was not made by such a run, or is a link.
         ResourceError: If another process holds it, or it cannot be made.
     """
     with writing(folder):
+        if folder.is_symlink():
+            raise RecipeError(f"{folder} is a link, which no earlier {run} has made", hint=_ASIDE)
         files.make_folder(folder)
-        names = files.names(folder)
-        if names and LOCK not in names:
-            raise RecipeError(
-                f"{folder} is in the way, and no earlier {run} has made it",
-                hint="move it away, or choose another name for the output",
-            )
+        if not may_take(folder, files):
+            raise RecipeError(f"{folder} is in the way, and no earlier {run} has made it", hint=_ASIDE)
         fd = files.open_write(folder / LOCK)
     try:
         with writing(folder):
             # Its holder may have committed between our opening and locking it, and its name gone with the folder.
             if not files.lock(fd) or not is_in(fd, folder):
                 raise ResourceError(busy, hint="wait for it, or stop it")
+        files.write_all(fd, memoryview(_MARK), 0, folder / LOCK)
         yield fd
     finally:
         # The file is empty: that the system cannot close it takes nothing from what was done.
         with contextlib.suppress(OSError):
             files.close(fd)
+
+
+def may_take(folder: Path, files: Files) -> bool:
+    """Whether a folder is empty, but for a lock that is empty too, or holds the lock file of a run of this program."""
+    names = files.names(folder)
+    return not names or (LOCK in names and (is_marked(folder) or (len(names) == 1 and _is_empty(folder / LOCK))))
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether the lock file in a folder was written by this program."""
+    path = folder / LOCK
+    try:
+        if path.is_symlink() or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_MARK) + 1) == _MARK
+    except OSError:
+        return False
+
+
+def _is_empty(path: Path) -> bool:
+    # A run was stopped between making the file and writing into it.
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == 0
 
 
 def is_in(lock: int, folder: Path) -> bool:

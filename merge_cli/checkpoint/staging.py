@@ -6,16 +6,17 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_digests
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.locking import LOCK, clear_locked, discard_locked, is_in, locked
+from merge_cli.checkpoint.locking import LOCK, clear_locked, discard_locked, is_in, is_marked, locked
 from merge_cli.checkpoint.turning import writing
-from merge_cli.errors import RecipeError, ResourceError
+from merge_cli.errors import CheckpointError, RecipeError, ResourceError, listed
 
 # In OUT.partial: what is called OUT.replaced is the checkpoint that the new one replaces. In OUT: so is OUT.partial.
 _REPLACING = ".replacing"
-_WEIGHTS = frozenset(
-    {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
-)
+# What a run leaves in OUT that is killed right after the commit: the journal, which another layer writes, and these.
+_OWN = (".journal", ".journal.new", LOCK, _REPLACING)
+_MOST_NAMED = 5
 
 
 class Staging:
@@ -26,11 +27,8 @@ class Staging:
     """
 
     def __init__(self, out: Path, *, force: bool, files: Files | None = None) -> None:
-        if out.name in {"", ".."}:
-            raise RecipeError(f"'{out}' does not name an output", hint="give it a name of its own, such as ./merged")
         self.out = out
-        self.folder = out.with_name(out.name + ".partial")
-        self._replaced = out.with_name(out.name + ".replaced")
+        _, self.folder, self._replaced = working_folders(out)
         self._files = files or Files()
         self._force = force
         self._lock: int | None = None
@@ -47,8 +45,7 @@ class Staging:
             ResourceError: If another process is working in it, or it cannot be made.
             RecipeError: If OUT exists and may not be replaced, or if the folder was not made by such a run.
         """
-        if self._force:
-            self._finish_replacing()
+        self.finish()
         self._check_free()
         busy = f"another process is writing {self.folder}"
         with locked(self.folder, self._files, run="run", busy=busy) as self._lock:
@@ -105,11 +102,12 @@ class Staging:
         """Remove what OUT was replaced from, then this run's own files in OUT, those last that tell of the former."""
         # The output is there and complete: whatever fails from here on is no reason to call it otherwise.
         with contextlib.suppress(OSError):
-            names = [name for name in self._files.names(self.out) if name.startswith(".")]
+            names = self._files.names(self.out)
             if _REPLACING in names:
                 self._remove_old()
-            for name in sorted(names, key=lambda name: (name == LOCK, name == _REPLACING)):
-                self._files.remove(self.out / name)
+            for name in sorted(_OWN, key=lambda name: (name == LOCK, name == _REPLACING)):
+                if name in names:
+                    self._files.remove(self.out / name)
 
     def _remove_old(self) -> None:
         if self._replaced.exists():
@@ -118,11 +116,15 @@ class Staging:
         if self.folder.exists() and LOCK not in self._files.names(self.folder):
             self._files.remove_folder(self.folder)
 
-    def _finish_replacing(self) -> None:
-        """Remove what a run has left that was killed after it had replaced OUT."""
+    def finish(self) -> None:
+        """Remove what a run has left that was killed after it had given OUT its name.
+
+        Raises:
+            ResourceError: If it is still at work.
+        """
         lock = self.out / LOCK
         with writing(self.out):
-            if not lock.exists() or not (self.out / _REPLACING).exists():
+            if not is_marked(self.out):
                 return
             fd = self._files.open_write(lock)
             try:
@@ -168,8 +170,19 @@ class Staging:
         clear_locked(self.folder, self._files)
 
 
+def working_folders(out: Path) -> tuple[Path, Path, Path]:
+    """Return the folders that a run makes, moves or removes: OUT, OUT.partial, OUT.replaced.
+
+    Raises:
+        RecipeError: If OUT has no name of its own to derive others from, such as ``.`` or ``..``.
+    """
+    if out.name in {"", ".."}:
+        raise RecipeError(f"'{out}' does not name an output", hint="give it a name of its own, such as ./merged")
+    return out, out.with_name(out.name + ".partial"), out.with_name(out.name + ".replaced")
+
+
 def check_replaceable(out: Path, *, force: bool) -> None:
-    """Refuse an OUT that exists, unless ``force`` is given and it is a checkpoint or an empty folder.
+    """Refuse an OUT that exists and is no empty folder, unless ``force`` is given and this program wrote all of it.
 
     Raises:
         RecipeError: With what is in the way.
@@ -177,15 +190,35 @@ def check_replaceable(out: Path, *, force: bool) -> None:
     with writing(out):
         if not out.exists() and not out.is_symlink():
             return
+        if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
+            return
         if not force:
             raise RecipeError(f"{out} exists", hint="choose another name, or replace it with --force")
         if out.is_symlink() or not out.is_dir():
-            raise RecipeError(f"{out} is not a folder; --force replaces checkpoints only")
-        names = {path.name for path in out.iterdir()}
-    # Many a folder that is no checkpoint has a config.json, or holds safetensors files of several models.
-    whole = "config.json" in names and any(name.endswith(".safetensors") for name in names)
-    if names and not whole and not names & _WEIGHTS:
-        raise RecipeError(f"{out} does not look like a checkpoint; --force replaces checkpoints only")
+            raise RecipeError(f"{out} is not a folder; --force replaces what merge-cli wrote")
+        others = _others(out)
+    if others is None:
+        raise RecipeError(
+            f"{out} was not written by merge-cli: it has no {DIGEST_FILE}; --force replaces what merge-cli wrote",
+            hint="move it away, or choose another name",
+        )
+    if others:
+        raise RecipeError(
+            f"{out} holds {listed(others, most=_MOST_NAMED)}, not written by merge-cli; --force does not delete that",
+            hint="move the rest away, or choose another name",
+        )
+
+
+def _others(out: Path) -> list[str] | None:
+    """Return what in a folder is not listed among the files written there; None where there is no such list."""
+    files = Files()
+    if DIGEST_FILE not in files.names(out):
+        return None
+    try:
+        known = {DIGEST_FILE, *_OWN, *read_digests(out, files)[0]}
+    except CheckpointError:
+        return None
+    return sorted(name for name in files_below(out) if name not in known)
 
 
 def check_apart(out: Path, source: Path, what: str) -> None:
@@ -199,7 +232,11 @@ def check_apart(out: Path, source: Path, what: str) -> None:
     Raises:
         RecipeError: With what is in the way.
     """
-    target, root = out.resolve(), source.resolve()
+    try:
+        target, root = out.resolve(), source.resolve()
+    # Links that lead to themselves are a RuntimeError before Python 3.13.
+    except (OSError, RuntimeError) as error:
+        raise RecipeError(f"{out} is behind links that lead to themselves", hint="choose another folder") from error
     if target == root or target in root.parents:
         relation = "is" if target == root else "contains"
         raise RecipeError(f"{out} {relation} {what}", hint="choose another folder for the output")

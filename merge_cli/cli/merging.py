@@ -72,11 +72,12 @@ def merge(
     from merge_cli.checkpoint import check_replaceable
     from merge_cli.cli import render
     from merge_cli.cli.progress import showing
+    from merge_cli.report.manifest import MANIFEST_FILE
     from merge_cli.run import check_out, examined, refuse_warnings
     from merge_cli.run import merge as run_merge
 
-    if not force:
-        # Before the plan, for which the models may have to be downloaded.
+    if not force and not (out / MANIFEST_FILE).is_file():
+        # Before the plan, for which the models may have to be downloaded; what a merge has made may be this one.
         check_replaceable(out, force=False)
     planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite)
     check_out(planned, out, force=force)

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from merge_cli.checkpoint import Files, Staging, check_apart, check_replaceable, locate, open_checkpoint
+from merge_cli.checkpoint.digest_file import write_digests
 from merge_cli.checkpoint.locking import clear_locked
+from merge_cli.checkpoint.staging import working_folders
 from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import CheckpointError, ResourceError
 from merge_cli.fisher.data import open_rows
@@ -70,10 +72,14 @@ def estimate_fisher(
         CheckpointError: If the model or the data cannot be used.
         ResourceError: If the disk is full.
     """
-    check_replaceable(out, force=force)
+    if not force:
+        # Before the model, which may have to be downloaded.
+        check_replaceable(out, force=False)
     settings.check()
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
-    check_apart(out, checkpoint.root, f"the model {checkpoint.label}")
+    for folder in working_folders(out):
+        check_apart(folder, checkpoint.root, f"the model {checkpoint.label}")
+    check_replaceable(out, force=force)
     if settings.task is None:
         # What cannot be told is complained of before data is read.
         guess_task(checkpoint)
@@ -147,4 +153,5 @@ def _write(run: MeasuringRun, out: Path, metadata: dict[str, str], *, force: boo
             # The sum over the training set, of which the examples are a sample.
             scale = float(metadata["train_examples"]) / examples
             write_layout(inside, layout, partial(_find_finite, run, "gradient"), scale=scale, sync=sync)
+        write_digests(folder, Files(), sync=sync)
         staging.commit(sync=sync)

@@ -31,7 +31,9 @@ from merge_cli.checkpoint import (
     model_identity,
     open_checkpoint,
 )
+from merge_cli.checkpoint.digest_file import write_digests
 from merge_cli.checkpoint.pickled import read_saved
+from merge_cli.checkpoint.staging import working_folders
 from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.fisher.modelling import StoredNames, empty_model, guess_task
 from merge_cli.fisher.optimizers import Moments, name_adam, name_ivon
@@ -80,9 +82,13 @@ def import_fisher(settings: ImportSettings, out: Path, *, force: bool = False, s
         RecipeError: If a number that the scale depends on is neither given nor in the state.
         CheckpointError: If the state does not fit the model, or holds numbers that are no second moments.
     """
-    check_replaceable(out, force=force)
+    if not force:
+        # Before the model, which may have to be downloaded.
+        check_replaceable(out, force=False)
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
-    check_apart(out, checkpoint.root, f"the model {checkpoint.label}")
+    for folder in working_folders(out):
+        check_apart(folder, checkpoint.root, f"the model {checkpoint.label}")
+    check_replaceable(out, force=force)
     check_apart(out, settings.source, "the state of the optimizer")
     if settings.kind is Kind.ADAM:
         _check_tokens(settings, checkpoint)
@@ -112,7 +118,8 @@ def import_fisher(settings: ImportSettings, out: Path, *, force: bool = False, s
             layout = float_layout(shapes, metadata)
             write_layout(folder, layout, lambda name: named.read(reader, name), scale=scale, sync=sync)
             reader.check_unchanged()
-            staging.commit(sync=sync)
+            write_digests(folder, Files(), sync=sync)
+        staging.commit(sync=sync)
     return metadata
 
 

@@ -2,6 +2,7 @@
 
 from merge_cli.report.card import model_card
 from merge_cli.report.findings import findings
+from merge_cli.report.finished import finished
 from merge_cli.report.fisher_summary import LayerSummary, summarize_fisher
 from merge_cli.report.inspection import Inspection, inspect_checkpoint
 from merge_cli.report.mismatch import MismatchReport, mismatch_report
@@ -16,6 +17,7 @@ __all__ = [
     "MismatchReport",
     "Verification",
     "findings",
+    "finished",
     "inspect_checkpoint",
     "mismatch_report",
     "model_card",

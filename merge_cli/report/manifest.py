@@ -15,7 +15,6 @@ from merge_cli.plan import MergePlan
 from merge_cli.recipe import Recipe
 
 MANIFEST_FILE = "merge_manifest.json"
-DIGEST_FILE = "SHA256SUMS"
 PRECISION_FOLDER = "precision"
 _FORMAT = 1
 
@@ -114,8 +113,3 @@ def _parameters(plan: MergePlan) -> list[dict[str, Any]]:
         values[1].append(task.place.name)
     everything = len(groups) == 1
     return [{"values": values, "tensors": "all" if everything else names} for values, names in groups.values()]
-
-
-def sha256_lines(digests: Mapping[str, str]) -> str:
-    """Return digests in the form that ``sha256sum -c`` checks."""
-    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())

@@ -31,6 +31,7 @@ class MergeReport:
         warnings: What a user should know.
         notes: What was set right or is as the recipe says.
         files: Name -> SHA-256 of each weight file.
+        unchanged: Whether the output was there already, made by this plan, and nothing was done.
     """
 
     out: str
@@ -52,6 +53,7 @@ class MergeReport:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     files: Mapping[str, str]
+    unchanged: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain data."""

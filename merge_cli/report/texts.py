@@ -35,10 +35,10 @@ def texts_beside(
     """
     texts = {
         "README.md": model_card(plan, out.name, tool=tool),
-        MANIFEST_FILE: _json(manifest(plan, out, counts, diagnosis, digests, inputs=inputs, tool=tool)),
+        MANIFEST_FILE: json_text(manifest(plan, out, counts, diagnosis, digests, inputs=inputs, tool=tool)),
     }
     if plan.config:
-        texts["config.json"] = _json(plan.config)
+        texts["config.json"] = json_text(plan.config)
     layouts = {"": plan.layout, f"{PRECISION_FOLDER}/": plan.precision}
     for place, layout in layouts.items():
         index = layout.index() if layout is not None else None
@@ -46,9 +46,10 @@ def texts_beside(
             texts[f"{place}model.safetensors.index.json"] = index.decode("utf-8")
     if plan.precision is not None:
         prior = diagnosis.values["prior_precision"]
-        texts[f"{PRECISION_FOLDER}/config.json"] = _json({"kind": "precision", "prior_precision": prior})
+        texts[f"{PRECISION_FOLDER}/config.json"] = json_text({"kind": "precision", "prior_precision": prior})
     return texts
 
 
-def _json(content: object) -> str:
+def json_text(content: object) -> str:
+    """Return plain data as it stands in the files of an output."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

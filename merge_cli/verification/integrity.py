@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from merge_cli.checkpoint import Checkpoint, Files, Reader, to_torch
+from merge_cli.checkpoint.digest_file import DIGEST_FILE, read_digests
 from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
-from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE
+from merge_cli.report.manifest import MANIFEST_FILE
 from merge_cli.stream import Listener
-from merge_cli.verification.manifest import Manifest, is_below
+from merge_cli.verification.manifest import Manifest
 
 _CHUNK = 2**20
-_MOST_DIGESTS = 100_000_000
 
 
 def check_digests(out: Path, made: Manifest, threads: int | None, files: Files) -> tuple[int, list[str]]:
@@ -51,18 +51,12 @@ def _recorded(out: Path, files: Files, problems: list[str]) -> dict[str, str]:
     if not path.is_file():
         problems.append(f"{DIGEST_FILE} is missing")
         return {}
-    recorded: dict[str, str] = {}
     try:
-        lines = files.read_whole(path, most=_MOST_DIGESTS).decode("utf-8", "replace").splitlines()
+        recorded, wrong = read_digests(out, files)
     except CheckpointError as error:
         problems.append(error.message)
         return {}
-    for line in lines:
-        digest, _, name = line.partition("  ")
-        if len(digest) == 64 and is_below(name):
-            recorded[name] = digest
-        else:
-            problems.append(f"{DIGEST_FILE} holds a line that is none: {line[:100]!r}")
+    problems += [f"{DIGEST_FILE} holds a line that is none: {line[:100]!r}" for line in wrong]
     return recorded
 
 

@@ -22,10 +22,11 @@ from pydantic import (
 )
 
 from merge_cli.checkpoint import Files
+from merge_cli.checkpoint.digest_file import DIGEST_FILE, is_below
 from merge_cli.checkpoint.json_text import read_json
 from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError, VerificationError, count_of
-from merge_cli.report.manifest import DIGEST_FILE, MANIFEST_FILE
+from merge_cli.report.manifest import MANIFEST_FILE
 
 # More than any merge writes; what is wrong with each of millions would take gigabytes to say.
 _MOST_KEYS = 100_000
@@ -42,12 +43,6 @@ _EXPECTED = {
     "string_too_long": f"{_MOST_CHARACTERS} characters at most",
     "string_pattern_mismatch": "a SHA-256 in hexadecimal",
 }
-
-
-def is_below(name: str) -> bool:
-    """Whether a recorded name, which may begin with folders, stays below the folder it was recorded in."""
-    path = Path(name)
-    return len(name) <= _MOST_CHARACTERS and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _below(name: str) -> str:

@@ -1,5 +1,6 @@
 import fcntl
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint import Files, Staging, check_replaceable
+from merge_cli.checkpoint.digest_file import write_digests
 from merge_cli.errors import RecipeError, ResourceError
 from tests.checkpoint.helpers import EIO, Failing
 
@@ -17,6 +19,7 @@ def fill(folder: Path, content: str = "new") -> None:
     """Write what stands for a finished checkpoint."""
     (folder / "model.safetensors").write_text(content)
     (folder / "config.json").write_text("{}")
+    write_digests(folder, Files(), sync=False)
 
 
 def make(out: Path, *, content: str = "new", force: bool = False, sync: bool = False) -> None:
@@ -41,12 +44,12 @@ def test_the_output_appears_under_its_name_when_it_is_complete(sync: bool, tmp_p
         staging.commit(sync=sync)
         assert out.exists()
     assert names(tmp_path) == ["out"]
-    assert names(out) == ["config.json", "model.safetensors"]
+    assert names(out) == ["SHA256SUMS", "config.json", "model.safetensors"]
 
 
 def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
     make(tmp_path / "a" / "b" / "out")
-    assert names(tmp_path / "a" / "b" / "out") == ["config.json", "model.safetensors"]
+    assert names(tmp_path / "a" / "b" / "out") == ["SHA256SUMS", "config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["out.v1", ".hidden", "a b", "größe", "out.partial"])
@@ -104,48 +107,69 @@ def test_an_output_that_is_there_is_refused_before_any_work(tmp_path: Path) -> N
 def test_a_checkpoint_is_replaced_by_force_and_only_at_the_end(tmp_path: Path) -> None:
     out = tmp_path / "out"
     make(out, content="old")
-    (out / "extra.txt").touch()
     staging = Staging(out, force=True)
     with staging.open() as folder:
         fill(folder)
         assert (out / "model.safetensors").read_text() == "old"
         staging.commit(sync=True)
     assert (out / "model.safetensors").read_text() == "new"
-    assert names(out) == ["config.json", "model.safetensors"]
+    assert names(out) == ["SHA256SUMS", "config.json", "model.safetensors"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_empty_folder_may_be_taken(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    check_replaceable(tmp_path / "out", force=False)
+    check_replaceable(tmp_path / "out", force=True)
+    make(tmp_path / "out")
     assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize(
     "files",
     [
-        ["model.safetensors"],
+        ["model.safetensors", "config.json"],
         ["model.safetensors.index.json", "model-00001-of-00002.safetensors"],
         ["pytorch_model.bin"],
-        ["pytorch_model.bin.index.json"],
-        ["config.json", "weights.safetensors"],
-        [],
+        ["thesis.tex"],
+        ["config.json", "index.js"],
+        [".git"],
     ],
 )
-def test_checkpoints_and_empty_folders_may_be_replaced_by_force(files: list[str], tmp_path: Path) -> None:
-    for file in files:
-        (tmp_path / file).touch()
-    check_replaceable(tmp_path, force=True)
-    with pytest.raises(RecipeError, match="exists"):
-        check_replaceable(tmp_path, force=False)
-
-
-@pytest.mark.parametrize(
-    "files", [["thesis.tex"], ["config.json", "index.js"], ["lora-one.safetensors", "lora-two.safetensors"], [".git"]]
-)
-def test_folders_that_are_no_checkpoint_are_not_replaced_even_by_force(files: list[str], tmp_path: Path) -> None:
+def test_folders_that_this_program_did_not_write_are_not_replaced_even_by_force(
+    files: list[str], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     for file in files:
         (out / file).touch()
-    with pytest.raises(RecipeError, match="does not look like a checkpoint"), Staging(out, force=True).open():
+    with pytest.raises(RecipeError, match="was not written by merge-cli"), Staging(out, force=True).open():
         pass
     assert names(out) == sorted(files)
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "sub/notes.txt", "sub/", ".git", "model-2.safetensors"])
+def test_an_output_to_which_something_was_added_is_not_replaced_and_what_it_is_is_named(
+    name: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    make(out)
+    if name.endswith("/"):
+        (out / name).mkdir()
+    else:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    with pytest.raises(RecipeError, match=rf"^{out} holds {name}, not written by merge-cli"):
+        check_replaceable(out, force=True)
+
+
+def test_a_link_to_a_folder_in_an_output_is_something_added(tmp_path: Path) -> None:
+    make(tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "other")
+    with pytest.raises(RecipeError, match="holds link, not written by merge-cli"):
+        check_replaceable(tmp_path / "out", force=True)
 
 
 def test_files_and_links_are_not_replaced_even_by_force(tmp_path: Path) -> None:
@@ -170,10 +194,11 @@ def test_an_output_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> No
     with staging.open() as folder:
         fill(folder)
         (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "precious").touch()
         with pytest.raises(RecipeError, match="exists"):
             staging.commit(sync=False)
-    assert names(tmp_path / "out.partial") == [".lock", "config.json", "model.safetensors"]
-    assert names(tmp_path / "out") == []
+    assert names(tmp_path / "out.partial") == [".lock", "SHA256SUMS", "config.json", "model.safetensors"]
+    assert names(tmp_path / "out") == ["precious"]
 
 
 @pytest.mark.parametrize("sync", [True, False])
@@ -257,6 +282,43 @@ def test_a_folder_called_partial_that_no_run_has_made_is_left_alone(tmp_path: Pa
     assert names(other) == ["precious"]
 
 
+@pytest.mark.parametrize("content", [b"", b"some other program's lock", b"A folder in which merge-cli works"])
+def test_a_folder_called_partial_with_a_lock_of_others_is_left_alone(content: bytes, tmp_path: Path) -> None:
+    other = tmp_path / "out.partial"
+    other.mkdir()
+    (other / ".lock").write_bytes(content)
+    (other / "precious").touch()
+    with pytest.raises(RecipeError, match=rf"^{other} is in the way"), Staging(tmp_path / "out", force=True).open():
+        pass
+    assert names(other) == [".lock", "precious"]
+
+
+def test_a_link_called_partial_is_not_followed(tmp_path: Path) -> None:
+    with Staging(tmp_path / "first", force=False).open() as folder:
+        fill(folder)
+    (tmp_path / "out.partial").symlink_to(tmp_path / "first.partial")
+    with pytest.raises(RecipeError, match=r"out.partial is a link"), Staging(tmp_path / "out", force=False).open():
+        pass
+    assert "model.safetensors" in names(tmp_path / "first.partial")
+
+
+def test_a_lock_into_which_nothing_was_written_yet_is_taken_where_nothing_else_is_there(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / ".lock").touch()
+    make(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_a_run_leaves_that_is_killed_after_the_output_got_its_name_is_cleared_away(tmp_path: Path) -> None:
+    with Staging(tmp_path / "out", force=False).open() as folder:
+        fill(folder)
+        (folder / ".journal").touch()
+        shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / ".gitattributes").touch()
+    Staging(tmp_path / "other", force=False).finish()
+    assert names(tmp_path / "other") == [".gitattributes", "SHA256SUMS", "config.json", "model.safetensors"]
+
+
 def test_an_empty_folder_called_partial_is_used(tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     make(tmp_path / "out")
@@ -326,7 +388,7 @@ def test_a_run_that_starts_during_a_commit_does_not_touch_what_is_committed(tmp_
         fill(folder)
         staging.commit(sync=True)
     assert refused == [True, True]
-    assert names(out) == ["config.json", "model.safetensors"]
+    assert names(out) == ["SHA256SUMS", "config.json", "model.safetensors"]
 
 
 def test_a_lock_whose_folder_was_committed_before_it_was_taken_does_not_count(

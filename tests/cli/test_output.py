@@ -1,12 +1,17 @@
 """What is written where: the output folder, standard output and standard error."""
 
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from merge_cli import __version__
+from merge_cli.checkpoint import Files
+from merge_cli.checkpoint.locking import locked
 from merge_cli.cli.progress import showing
 from merge_cli.stream import Quiet
 from tests.checkpoints import write_checkpoint
@@ -49,7 +54,7 @@ def test_a_dry_run_plans_and_writes_nothing(run: Run, folder: Path) -> None:
 
 
 def test_a_dry_run_finds_what_a_run_would_refuse(run: Run, folder: Path) -> None:
-    (folder / "out").mkdir()
+    write_checkpoint(folder / "out", {"w": [1.0]})
     assert run("merge", "r.yml", "out", "--dry-run").code == 2
     assert run("merge", "r.yml", "base", "--dry-run", "--force").code == 2
 
@@ -61,27 +66,120 @@ def test_an_output_that_exists_is_refused_unless_forced(run: Run, folder: Path) 
     assert done.code == 2
     assert done.err == "error: out exists\n  hint: choose another name, or replace it with --force\n"
     assert (folder / "out" / "model.safetensors").read_bytes() == before
-    (folder / "out" / "stale.safetensors").write_bytes(b"x")
     assert run("merge", "r.yml", "out", "--set", "parameters.lambda=2", "--force").code == 0
     assert (folder / "out" / "model.safetensors").read_bytes() != before
-    assert not (folder / "out" / "stale.safetensors").exists()
     assert [name for name in listing(folder) if name.startswith("out.")] == []
 
 
 def test_an_output_that_exists_is_refused_before_anything_is_looked_for(run: Run, folder: Path) -> None:
-    (folder / "out").mkdir()
+    write_checkpoint(folder / "out", {"w": [1.0]})
     done = run("merge", "r.yml", "out", "--set", "base_model=./nowhere")
     assert done.code == 2
     assert done.err.startswith("error: out exists")
 
 
-def test_force_replaces_checkpoints_only(run: Run, folder: Path) -> None:
-    (folder / "out").mkdir()
-    (folder / "out" / "thesis.txt").write_text("ten years of work")
+def test_force_replaces_only_what_a_merge_wrote(run: Run, folder: Path) -> None:
+    # As a Trainer leaves it, with the recipe that is being run.
+    write_checkpoint(folder / "out", {"w": [1.0]})
+    (folder / "out" / "checkpoint-500").mkdir()
+    (folder / "out" / "checkpoint-500" / "optimizer.pt").write_bytes(b"x")
+    before = listing(folder)
     done = run("merge", "r.yml", "out", "--force")
     assert done.code == 2
-    assert "does not look like a checkpoint" in done.err
-    assert (folder / "out" / "thesis.txt").read_text() == "ten years of work"
+    assert "out was not written by merge-cli" in done.err
+    assert listing(folder) == before
+
+
+def test_force_deletes_no_file_that_was_added_to_an_output_and_names_it(run: Run, folder: Path) -> None:
+    assert run("merge", "r.yml", "out").code == 0
+    (folder / "out" / "checkpoint-500").mkdir()
+    (folder / "out" / "checkpoint-500" / "optimizer.pt").write_bytes(b"x")
+    (folder / "out" / "notes.md").write_text("mine")
+    (folder / "out" / "empty").mkdir()
+    before = listing(folder)
+    done = run("merge", "r.yml", "out", "--set", "parameters.lambda=2", "--force")
+    assert done.code == 2
+    assert done.err == (
+        "error: out holds checkpoint-500/optimizer.pt, empty/, notes.md, not written by merge-cli; --force does not "
+        "delete that\n  hint: move the rest away, or choose another name\n"
+    )
+    assert listing(folder) == before
+
+
+def test_an_output_that_contains_its_recipe_is_refused(run: Run, folder: Path) -> None:
+    assert run("merge", "r.yml", "out").code == 0
+    text = (folder / "r.yml").read_text()
+    for name in ("base", "one", "two"):
+        text = text.replace(f" {name}\n", f" {folder / name}\n")
+    (folder / "out" / "own.yml").write_text(text)
+    done = run("merge", "out/own.yml", "out", "--force")
+    assert done.code == 2
+    assert "out contains the recipe own.yml" in done.err
+    assert (folder / "out" / "own.yml").is_file()
+
+
+def test_an_empty_folder_is_taken_for_the_output(run: Run, folder: Path) -> None:
+    (folder / "out").mkdir()
+    assert run("merge", "r.yml", "out").code == 0
+    assert (folder / "out" / "model.safetensors").is_file()
+    assert [name for name in listing(folder) if name.startswith("out.")] == []
+
+
+def test_the_same_command_again_is_done_and_changes_nothing(run: Run, folder: Path) -> None:
+    assert run("merge", "r.yml", "out").code == 0
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "out").iterdir()}
+    again = run("merge", "r.yml", "out")
+    assert again.code == 0
+    assert again.out == "out is complete: this merge has made it already (--force merges again)\n"
+    told = json.loads(run("merge", "r.yml", "out", "--json").out)
+    assert told["unchanged"] is True
+    assert told["files"] == {
+        "model.safetensors": hashlib.sha256(before[folder / "out" / "model.safetensors"][0]).hexdigest()
+    }
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize("what", ["an input", "the base's tokenizer", "a shard", "an added file", "a removed file"])
+def test_an_output_that_is_not_what_the_command_makes_is_in_its_way(run: Run, folder: Path, what: str) -> None:
+    (folder / "base" / "tokenizer.json").write_text("{}")
+    assert run("merge", "r.yml", "out").code == 0
+    if what == "an input":
+        write_checkpoint(folder / "one", {"layers.0.w": torch.full((4, 3), 7.0), "ids": torch.arange(3)})
+    elif what == "the base's tokenizer":
+        (folder / "base" / "tokenizer.json").write_text('{"a": 1}')
+    elif what == "a shard":
+        (folder / "out" / "model.safetensors").write_bytes(b"x")
+    elif what == "an added file":
+        (folder / "out" / "notes.txt").write_text("mine")
+    else:
+        (folder / "out" / "README.md").unlink()
+    done = run("merge", "r.yml", "out")
+    assert done.code == 2
+    assert done.err.startswith("error: out exists")
+
+
+@pytest.mark.parametrize("left", [[".lock"], [".lock", ".journal"], [".lock", ".journal", ".replacing"]])
+def test_the_same_command_ends_well_after_a_kill_just_after_the_output_got_its_name(
+    run: Run, folder: Path, left: list[str]
+) -> None:
+    assert run("merge", "r.yml", "out").code == 0
+    before = listing(folder)
+    with locked(folder / "other", Files(), run="run", busy=""):
+        mark = (folder / "other" / ".lock").read_bytes()
+    shutil.rmtree(folder / "other")
+    for name in left:
+        (folder / "out" / name).write_bytes(mark if name == ".lock" else b"")
+    assert run("merge", "r.yml", "out").code == 0
+    assert listing(folder) == before
+
+
+def test_a_folder_behind_a_loop_of_links_is_refused_without_a_stack_trace(run: Run, folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    for out in ("loop", "loop/out"):
+        for more in ([], ["--force"]):
+            done = run("merge", "r.yml", out, *more)
+            assert done.code in (2, 4, 6)
+            assert done.err.startswith("error: ")
 
 
 @pytest.mark.parametrize("out", ["one", "./one", "base/../two", "base"])

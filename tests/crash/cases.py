@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge_cli.checkpoint import Files
+from merge_cli.checkpoint.digest_file import write_digests
 from merge_cli.kernels import GRAIN
 from merge_cli.plan import MergePlan, build_plan
 from tests.checkpoints import recipe_over, write_checkpoint
@@ -51,6 +54,9 @@ def write_models(
             if kind == "fisher":
                 values = {tensor: value.square() for tensor, value in values.items()}
             write_checkpoint(folder / f"{kind}-{name}", values, config=None, metadata=said)
+    # What an earlier merge may have written.
+    shutil.copytree(folder / "one", folder / "older")
+    write_digests(folder / "older", Files(), sync=False)
     return folder
 
 

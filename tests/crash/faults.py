@@ -141,7 +141,7 @@ def scene(
     resumes: bool = False,
 ) -> Scene:
     """Merge once without a fault, to know what is to come and which calls that takes."""
-    old, begun = inputs / "one" if replaces else None, None
+    old, begun = inputs / "older" if replaces else None, None
     if resumes:
         with contextlib.suppress(Stopped):
             merge(planned(inputs, recipe, threads=1), folder / "begun" / "out", files=StopAfter(3))

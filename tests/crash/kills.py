@@ -103,7 +103,7 @@ def victim(folder: Path, name: str, *, replaces: bool) -> Victim:
     merge(plan, folder / "counted" / "out", files=seam)
     commit = max(call.number for call in seam.made if call.name == "rename")
     shutil.rmtree(folder / "counted")
-    old = contents(folder / "one") if replaces else None
+    old = contents(folder / "older") if replaces else None
     return Victim(folder, name, old, contents(peace / "out"), len(seam.made), commit)
 
 
@@ -116,7 +116,7 @@ def kill_until_done(target: Victim, files: Iterator[KillAt | float], score: Scor
     for path in (target.out, target.folder / "out.partial", target.folder / "out.replaced"):
         shutil.rmtree(path, ignore_errors=True)
     if target.old is not None:
-        shutil.copytree(target.folder / "one", target.out)
+        shutil.copytree(target.folder / "older", target.out)
     done = False
     while not done:
         done = not _run(target, next(files, None), score)

@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from merge_cli.checkpoint import Files
+from merge_cli.checkpoint.digest_file import write_digests
 from merge_cli.kernels import GRAIN
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.run import merge
@@ -142,6 +144,7 @@ def _old(folder: Path, source: random.Random) -> dict[str, bytes] | None:
     if source.random() < 0.7:
         return None
     shutil.copytree(folder / "m0", folder / "out")
+    write_digests(folder / "out", Files(), sync=False)
     return contents(folder / "out")
 
 

@@ -101,6 +101,9 @@ def _plan_json(planned: MergePlan) -> dict[str, Any]:
 
 def report(done: MergeReport) -> None:
     """Print what a merge did."""
+    if done.unchanged:
+        typer.echo(f"{printable(done.out)} is complete: this merge has made it already (--force merges again)")
+        return
     rate = (done.read_bytes + done.written_bytes) / done.seconds if done.seconds else 0.0
     typer.echo(
         f"{printable(done.out)}: {format_count(done.parameters)} parameters, {done.merged} tensors merged, "

@@ -1,0 +1,49 @@
+"""An output that a plan has made already, so that the same command may be given again and again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from merge_cli.checkpoint import Files
+from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_digests
+from merge_cli.checkpoint.json_text import read_json
+from merge_cli.checkpoint.turning import reading
+from merge_cli.errors import CheckpointError
+from merge_cli.plan import MergePlan
+from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER
+from merge_cli.report.texts import json_text
+
+
+def finished(plan: MergePlan, out: Path, files: Files) -> Mapping[str, str] | None:
+    """Return the recorded digests of an output that this plan has made; None where it is another one, or incomplete.
+
+    Names, sizes of the weights, the configuration and side files are looked at, and the digest of what decides the
+    weights' bytes. The weights themselves are not read: that is what ``verify`` is for.
+    """
+    try:
+        with reading(out):
+            if out.is_symlink() or not (out / MANIFEST_FILE).is_file() or not (out / DIGEST_FILE).is_file():
+                return None
+        made = read_json(out / MANIFEST_FILE, files)
+        if made.get("plan_sha256") != plan.digest:
+            return None
+        digests, _ = read_digests(out, files)
+        with reading(out):
+            there = {name for name in files_below(out) if not name.startswith(".")}
+            if there != {DIGEST_FILE, *digests} or not _has_weights(plan, out):
+                return None
+        beside = {source.name: files.sha256(source) for source in plan.side_files}
+        if plan.config:
+            beside["config.json"] = hashlib.sha256(json_text(plan.config).encode()).hexdigest()
+        return digests if beside.items() <= digests.items() else None
+    # What cannot be read is not known to be finished; what is wrong with it is said where it is in the way.
+    except CheckpointError:
+        return None
+
+
+def _has_weights(plan: MergePlan, out: Path) -> bool:
+    layouts = ((out, plan.layout), (out / PRECISION_FOLDER, plan.precision))
+    shards = [(folder / shard.file, shard.size) for folder, layout in layouts if layout for shard in layout.shards]
+    return all(path.is_file() and path.stat().st_size == size for path, size in shards)
