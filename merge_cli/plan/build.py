@@ -10,8 +10,10 @@ from merge_cli.checkpoint.collecting import without_collecting
 from merge_cli.errors import RecipeError
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
+from merge_cli.plan.configs import check_model_types
 from merge_cli.plan.fishers import check_kinds, check_shapes, fisher_scales, posterior_prior
 from merge_cli.plan.inputs import Inputs, open_inputs
+from merge_cli.plan.labels import check_labels
 from merge_cli.plan.matching import matched
 from merge_cli.plan.memory import Blocks, choose_blocks
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
@@ -58,6 +60,7 @@ def build_plan(
     method = find_method(recipe.merge_method)
     inputs = _inputs(recipe, method, files or Files())
     names = decide_names(recipe, inputs)
+    check_labels(inputs.parts, [name for name in names.order if name in names.merged], recipe.exclude)
     check_shapes(inputs, sorted(names.merged))
     steps = tuple((name, find_step(name).params.model_validate(given)) for name, given in recipe.prepare.items())
     layout = _layout(recipe, inputs, names, shard_size)
@@ -95,6 +98,7 @@ def _inputs(recipe: Recipe, method: Method, files: Files) -> Inputs:
     settings = ParameterLookup(recipe, method, recipe.models).settings()
     inputs = open_inputs(recipe, method, _needs(recipe, method, settings), files)
     check_kinds(inputs)
+    check_model_types(inputs.models, inputs.base)
     return matched(inputs)
 
 

@@ -45,6 +45,11 @@ class Inputs:
         """The checkpoint whose tensor names, dtypes and order the output has."""
         return self.base if self.base is not None and self.uses_base else self.models[0]
 
+    @property
+    def parts(self) -> tuple[Checkpoint, ...]:
+        """What is merged: the models, after the base where its numbers enter."""
+        return (*((self.base,) if self.base is not None and self.uses_base else ()), *self.models)
+
     def by_role(self) -> Iterator[tuple[str, Checkpoint]]:
         """Yield each checkpoint with what it is: ``base``, ``model 0``, ``fisher 0``, ..."""
         if self.base is not None:

@@ -19,7 +19,7 @@ _MOST_PATTERNS = 20
 _MOST_TRIED = 100
 # Parts of the names of tensors with a row for each entry of the vocabulary, and of those with a row for each class.
 _VOCABULARY = ("embed", "lm_head", "wte", "shared")
-_HEADS = ("classif", "score", "qa_outputs", "head")
+HEADS = ("classif", "score", "qa_outputs", "head")
 
 
 def check_fit(
@@ -155,11 +155,25 @@ def _exclusion_hint(
     return f"{_reason(parts, wrong)}put this {what} to copy them unmerged:\n{block}"
 
 
+def exclusion_block(names: Iterable[str], wrong: Sequence[str], source: str, given: Sequence[Exclusion] = ()) -> str:
+    """Return an ``exclude:`` for the recipe by which tensors are copied from one model, with what it excludes already.
+
+    Args:
+        names: Names of the tensors that are merged otherwise.
+        wrong: Those that are not to be.
+        source: The model that they are copied from.
+        given: What the recipe excludes already.
+    """
+    entries = [_entry(each.pattern, each.source or "", drop=each.drop) for each in given]
+    entries += [_entry(pattern, source) for pattern in patterns(names, wrong)]
+    return "\n".join(["exclude:", *(f"- {entry}" for entry in entries)])
+
+
 def _reason(parts: Sequence[Checkpoint], wrong: Sequence[str]) -> str:
     """Say why the tensors differ, where they tell."""
     if any(part in name and "position" not in name for name in wrong for part in _VOCABULARY):
         return "the vocabularies differ, or one model has its own head; "
-    if all(any(part in name for part in _HEADS) for name in wrong) and _rows_differ(parts, wrong):
+    if all(any(part in name for part in HEADS) for name in wrong) and _rows_differ(parts, wrong):
         return "the models have heads for other classes; "
     return ""
 

@@ -60,12 +60,17 @@ def _comes_along(name: str) -> bool:
     return not name.startswith(".") and matches(SIDE_PATTERNS) and not matches(_NOT_COPIED)
 
 
-def output_config(inputs: Inputs, names: Names, dtype: DType | None) -> Mapping[str, Any]:
-    """Return the output's configuration: the donor's, with the dtype that the weights have.
+def config_donor(inputs: Inputs, names: Names) -> Checkpoint:
+    """Return whose configuration the output gets.
 
     Where excluded tensors come from one model, its configuration describes the output's architecture and labels.
     """
-    donor = names.head_source or side_file_donor(inputs)
+    return names.head_source or side_file_donor(inputs)
+
+
+def output_config(inputs: Inputs, names: Names, dtype: DType | None) -> Mapping[str, Any]:
+    """Return the output's configuration: the donor's, with the dtype that the weights have."""
+    donor = config_donor(inputs, names)
     config = {key: value for key, value in donor.config.items() if not _tells_where(key, value)}
     if not config:
         return {}

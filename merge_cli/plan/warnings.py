@@ -8,10 +8,12 @@ from pathlib import Path
 from merge_cli.checkpoint import DType
 from merge_cli.errors import count_of, listed
 from merge_cli.methods.contract import Method
+from merge_cli.plan.configs import config_notes, config_warnings
 from merge_cli.plan.fishers import stale_expert_warnings
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.model import TensorTask
 from merge_cli.plan.names import Names
+from merge_cli.plan.output import config_donor
 from merge_cli.plan.vocabularies import vocabulary_warnings
 from merge_cli.recipe import Recipe
 
@@ -38,6 +40,7 @@ def plan_warnings(
     yield from _unused(recipe, inputs)
     yield from _listed_twice(inputs)
     yield from _cautions(recipe, method, merged)
+    yield from config_warnings(inputs.parts, config_donor(inputs, names))
     yield from vocabulary_warnings(inputs)
     yield from stale_expert_warnings(inputs)
     if not inputs.reference.config:
@@ -48,6 +51,7 @@ def plan_notes(inputs: Inputs, names: Names) -> Iterator[str]:
     """Yield what was set right, or is done because the recipe says so: a strict merge allows these."""
     yield from inputs.notes()
     yield from names.notes
+    yield from config_notes(inputs.parts, config_donor(inputs, names))
     if names.dropped:
         yield f"{count_of(names.dropped, 'tensor')} left out, as the recipe says"
 
