@@ -97,8 +97,11 @@ def victim(folder: Path, name: str, *, replaces: bool) -> Victim:
     seam = Seam()
     if not peace.exists():
         said = folder / "said"
-        ended = forked(command_line(folder, [*_command(name, 2), str(peace / "out")], seam), said)
+        # Where the others will be, because the manifest says where the recipe lies as seen from there.
+        ended = forked(command_line(folder, [*_command(name, 2), "out"], seam), said)
         assert ended.code == 0, ended.said
+        peace.mkdir()
+        (folder / "out").rename(peace / "out")
     plan = planned(folder, RECIPES[name], memory=4 * 2**20, threads=1)
     merge(plan, folder / "counted" / "out", files=seam)
     commit = max(call.number for call in seam.made if call.name == "rename")
