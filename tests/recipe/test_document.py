@@ -129,15 +129,26 @@ def _nested(inner: str, open_: str, close: str, levels: int, copies: int) -> str
     "text",
     [
         _nested("[1]", "[", "]", levels=9, copies=9),
-        _nested("{k: v}", "{<<: [", "]}", levels=9, copies=9),
         "a: &a [" + "1, " * 2000 + "]\nb: [" + "*a, " * 2000 + "]\n",
         "a: &a {" + ", ".join(f"k{i}: 1" for i in range(2000)) + "}\nb: {<<: [" + "*a, " * 2000 + "]}\n",
     ],
-    ids=["lists", "merges", "wide", "wide merges"],
+    ids=["lists", "wide", "wide merges"],
 )
 def test_a_small_text_that_denotes_a_huge_document_is_refused_at_once(text: str) -> None:
     began = time.process_time()
     assert "its aliases multiply each other" in refused(text)
+    assert time.process_time() - began < 20
+
+
+def test_keys_that_are_merged_again_and_again_are_refused_or_small() -> None:
+    """PyYAML drops keys that a merge repeats since 6.0.4, so that one is left; before, it keeps 9^9 of them."""
+    began = time.process_time()
+    try:
+        data = parse_yaml(_nested("{k: v}", "{<<: [", "]}", levels=9, copies=9), "r.yml").data
+    except RecipeError as error:
+        assert "its aliases multiply each other" in str(error)  # noqa: PT017
+    else:
+        assert data == {"x": {"k": "v"}}
     assert time.process_time() - began < 20
 
 
