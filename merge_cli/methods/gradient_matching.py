@@ -33,7 +33,7 @@ from merge_cli.methods.contract import (
     per_model,
     setting,
 )
-from merge_cli.methods.contract.prospects import FAR, held_back, in_words, less_far
+from merge_cli.methods.contract.prospects import FAR, held_back, in_words, less_far, root_of
 
 # Prior precision where the recipe gives none, relative to the mean of the base's curvature: results hardly change from
 # 1e-8 to 0.1 and get worse from 1 on.
@@ -234,7 +234,7 @@ def _diagnose(sums: Mapping[str, float], measured: Scales | None, params: Gradie
     n = len(params.weight)
     length = sum(sums.get(f"delta_{i}", 0.0) for i in range(n)) / n
     extrapolation = sums.get("step", 0.0) / length if length > 0 else 0.0
-    forecast = math.sqrt(sums.get("mismatch_task_arithmetic", 0.0))
+    forecast = root_of(sums, "mismatch_task_arithmetic")
     values: dict[str, Any] = {
         "extrapolation": extrapolation,
         "prior_precision": scales.prior,

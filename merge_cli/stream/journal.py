@@ -34,6 +34,8 @@ _FORMAT = 2
 _MOST_BYTES = 2**32
 # Beyond it array indices end.
 _MOST_COUNT = 2**63
+# Far beyond what float32 numbers add up to, and few of them together are still a number.
+_MOST_SUM = 1e290
 
 Span = tuple[int, int]
 
@@ -81,8 +83,10 @@ class Record:
             tensor, start, count, counts, sums, checksums = content
             tally = Tally(Counter(dict(counts)), {key: array("d", values) for key, values in sums.items()})
             output, precision = checksums
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, OverflowError) as error:
             raise ValueError("not a record") from error
+        if not all(abs(value) <= _MOST_SUM for values in tally.sums.values() for value in values):
+            raise ValueError("not a record")
         numbers = (start, count, output, precision, *tally.counts.values())
         if not isinstance(tensor, str) or not all(type(each) is int and 0 <= each < _MOST_COUNT for each in numbers):
             raise ValueError("not a record")

@@ -4,6 +4,7 @@
     python -m tests.fuzz.indexes --inputs 5000
     python -m tests.fuzz.recipes --inputs 5000
     python -m tests.fuzz.pickles --inputs 5000
+    python -m tests.fuzz.journals --inputs 2000
     python -m tests.fuzz.states --inputs 2000
 
 Each starts from sound inputs and breaks them, in structure and byte by byte. An input must be accepted, and be sound by

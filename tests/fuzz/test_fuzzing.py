@@ -7,7 +7,7 @@ import pytest
 
 from merge_cli.checkpoint import open_checkpoint
 from merge_cli.errors import CheckpointError, VerificationError
-from tests.fuzz import headers, indexes, pickles, recipes, states
+from tests.fuzz import headers, indexes, journals, pickles, recipes, states
 from tests.fuzz.trying import Attempt, try_all
 
 
@@ -24,7 +24,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param(indexes.attempt, 250, id="indexes"),
         pytest.param(recipes.attempt, 150, id="recipes"),
         pytest.param(pickles.attempt, 500, id="pickles"),
-        pytest.param(states.attempt, 300, id="states of optimizers"),
+        pytest.param(states.attempt, 200, id="states of optimizers"),
     ],
 )
 def test_broken_inputs_are_sound_or_refused(attempt: Attempt, inputs: int, tmp_path: Path) -> None:
@@ -32,6 +32,13 @@ def test_broken_inputs_are_sound_or_refused(attempt: Attempt, inputs: int, tmp_p
     assert tally.tried == inputs
     # Neither refuses everything: then nothing behind the first check would be tried.
     assert min(tally.accepted, tally.refused) > inputs // 20
+
+
+def test_a_journal_of_wrong_content_costs_doing_the_work_again_and_no_more(tmp_path: Path) -> None:
+    # What is refused is as a rule another merge's journal; all the rest ends in the right bytes.
+    tally = try_all(journals.attempt, tmp_path, inputs=60, seed=0)
+    assert tally.tried == 60
+    assert tally.accepted > tally.refused > 0
 
 
 @pytest.mark.parametrize("error", [ValueError("not ours"), RecursionError(), VerificationError("of no input")])

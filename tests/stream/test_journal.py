@@ -112,6 +112,9 @@ def test_nothing_behind_a_damaged_line_counts(tmp_path: Path) -> None:
         7,
         None,
         "w",
+        pytest.param(["w", 0, 10, {}, {"x": [10**400]}, [0, 0]], id="a sum that no float holds"),
+        pytest.param(["w", 0, 10, {}, {"x": [1e308, 1e308]}, [0, 0]], id="sums that add up to no number"),
+        pytest.param(["w", 0, 10, {}, {"x": [float("nan")]}, [0, 0]], id="a sum that is no number"),
     ],
 )
 def test_nothing_counts_behind_a_line_that_is_none_though_its_checksum_is_right(tmp_path: Path, content: Any) -> None:

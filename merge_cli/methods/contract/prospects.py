@@ -31,9 +31,14 @@ def in_words(sums: Mapping[str, float], extrapolation: float, weights: Sequence[
     elif 0 < extrapolation <= 1:
         yield f"the merged model goes no further than its task vectors (extrapolation {extrapolation:.2g})"
     if len(weights) > 1 and min(weights) > 0:
-        arithmetic, mean = (math.sqrt(sums.get(f"mismatch_{name}", 0.0)) for name in ("task_arithmetic", "linear"))
+        arithmetic, mean = (root_of(sums, f"mismatch_{name}") for name in ("task_arithmetic", "linear"))
         how = compared(arithmetic, mean)
         yield f"task arithmetic is expected to be {how} the average (gradient mismatch {arithmetic:.3g}, {mean:.3g})"
+
+
+def root_of(sums: Mapping[str, float], name: str) -> float:
+    """Return the root of a sum of squares; what a journal says of one may be no such sum."""
+    return math.sqrt(max(0.0, sums.get(name, 0.0)))
 
 
 def compared(one: float, other: float) -> str:
