@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from merge_cli.checkpoint import Checkpoint, StoredTensor
 from merge_cli.checkpoint.wrappers import plain_pattern
@@ -53,30 +53,8 @@ def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
     """
     parts = [*([inputs.base] if inputs.base is not None and inputs.uses_base else []), *inputs.models]
     names = dict.fromkeys(name for checkpoint in [inputs.reference, *parts] for name in checkpoint.tensors)
-    exclusions = list(_exclusions(recipe, names))
-    merged: list[str] = []
-    copied: dict[str, StoredTensor] = {}
-    heads: dict[str, Checkpoint] = {}
-    dropped = 0
-    computed: dict[str, list[str]] = {}
-    for name in names:
-        exclusion = next((e for e, matches in exclusions if matches(name)), None)
-        if exclusion is None:
-            if lacking := lacking_computed(name, parts):
-                computed[name] = lacking
-            else:
-                merged.append(name)
-        elif exclusion.drop:
-            dropped += 1
-        else:
-            source = _source(recipe, inputs, exclusion)
-            found = source.find(name)
-            if found is not None:
-                copied[name] = found
-                if exclusion.source is not None:
-                    heads[source.label] = source
-            else:
-                raise _no_source(recipe, exclusion, name, source, inputs)
+    fates = _fates(recipe, inputs, names, parts)
+    merged, copied = fates.merged, fates.copied
     check_fit(parts, merged, inputs.base or inputs.models[0], recipe.exclude)
     plain = {name: held for name in merged if not (held := _held(inputs.reference, name)).dtype.is_float}
     twins = {name: tuple(_held(model, name) for model in parts) for name in plain if not name.endswith(_HARMLESS)}
@@ -84,9 +62,43 @@ def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
     averaged = frozenset(merged) - copied.keys()
     order = tuple(name for name in names if name in copied or name in averaged)
     empty = check_filled(order, lambda name: copied.get(name) or _held(inputs.reference, name))
-    head = next(iter(heads.values())) if len(heads) == 1 else None
-    notes = (*left_out_note(computed, names), *statistics_note(averaged))
-    return Names(averaged, copied, order, dropped, head, twins, notes, empty)
+    head = next(iter(fates.heads.values())) if len(fates.heads) == 1 else None
+    notes = (*left_out_note(fates.computed, names), *statistics_note(averaged))
+    return Names(averaged, copied, order, fates.dropped, head, twins, notes, empty)
+
+
+@dataclass
+class _Fates:
+    """What becomes of each name: ``heads`` are the models that tensors are copied from as the recipe says."""
+
+    merged: list[str] = field(default_factory=list)
+    copied: dict[str, StoredTensor] = field(default_factory=dict)
+    heads: dict[str, Checkpoint] = field(default_factory=dict)
+    computed: dict[str, list[str]] = field(default_factory=dict)
+    dropped: int = 0
+
+
+def _fates(recipe: Recipe, inputs: Inputs, names: Collection[str], parts: Sequence[Checkpoint]) -> _Fates:
+    exclusions = list(_exclusions(recipe, names))
+    fates = _Fates()
+    for name in names:
+        exclusion = next((e for e, matches in exclusions if matches(name)), None)
+        if exclusion is None:
+            if lacking := lacking_computed(name, parts):
+                fates.computed[name] = lacking
+            else:
+                fates.merged.append(name)
+        elif exclusion.drop:
+            fates.dropped += 1
+        else:
+            source = _source(recipe, inputs, exclusion)
+            found = source.find(name)
+            if found is None:
+                raise _no_source(recipe, exclusion, name, source, inputs)
+            fates.copied[name] = found
+            if exclusion.source is not None:
+                fates.heads[source.label] = source
+    return fates
 
 
 def _source(recipe: Recipe, inputs: Inputs, exclusion: Exclusion) -> Checkpoint:
@@ -109,16 +121,16 @@ def _plain(reference: str) -> str:
 
 
 def _no_source(recipe: Recipe, exclusion: Exclusion, name: str, source: Checkpoint, inputs: Inputs) -> RecipeError:
-    holders = [model.label for model in inputs.models if model.find(name)]
+    candidates = [*inputs.models, *([inputs.base] if inputs.base else [])]
+    holder = next(each.label for each in candidates if each.find(name))
     return RecipeError(
         f"{recipe.origin.at('exclude')}: '{exclusion.pattern}' copies '{name}', which {source.label} does not have",
-        hint=f"say where from, {{pattern: '{exclusion.pattern}', from: {holders[0] if holders else '...'}}}, "
-        "or leave it out with drop: true",
+        hint=f"say where from, {{pattern: '{exclusion.pattern}', from: {holder}}}, or leave it out with drop: true",
     )
 
 
 def _exclusions(
-    recipe: Recipe, names: Iterable[str]
+    recipe: Recipe, names: Collection[str]
 ) -> Iterator[tuple[Exclusion, Callable[[str], re.Match[str] | None]]]:
     """Yield each exclusion and what tells whether it is for a name; its pattern may be one for names in a wrapper."""
     for i, exclusion in enumerate(recipe.exclude):
