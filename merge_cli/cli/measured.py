@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from merge_cli.fisher import FisherReport
+
+# What a layout's inputs are called.
+_WHAT = {"pair": "text", "completion": "prompt"}
 
 
 @contextlib.contextmanager
@@ -32,7 +35,8 @@ def noting_what_is_kept(out: Path) -> Iterator[None]:
 def tell(report: FisherReport, *, quiet: bool, as_json: bool) -> None:
     """Print what was measured, as JSON or in a line or two."""
     if as_json:
-        content = {"out": str(report.out), "metadata": report.metadata, "ways": report.ways}
+        content: dict[str, Any] = {"out": str(report.out), "metadata": report.metadata, "ways": report.ways}
+        content["resumed"] = report.resumed
         content |= {"unusable": report.unusable, "unmeasured": list(report.unmeasured)}
         typer.echo(json.dumps(content | {"warnings": list(report.warnings)}))
         return
@@ -42,9 +46,30 @@ def tell(report: FisherReport, *, quiet: bool, as_json: bool) -> None:
         typer.echo(f"warning: {count} rows were left out: {why}", err=True)
     if not quiet:
         told = report.metadata
+        about = "about " if told["train_examples_from"] == "estimate" else ""
         typer.echo(
             f"{report.out}: {told['task']}, {told['estimator']} Fisher of {told['examples']} examples, "
-            f"standing for {told['train_examples']}"
+            f"standing for {about}{told['train_examples']}"
         )
+        typer.echo(f"  {_used(told, sum(report.unusable.values()))}")
+        if report.resumed:
+            typer.echo(f"  went on from an interrupted run, of which {report.resumed:.0%} was done")
         if report.unmeasured:
             typer.echo(f"  {len(report.unmeasured)} tensors without one, such as {report.unmeasured[0]}")
+
+
+def _used(told: Mapping[str, str], left_out: int) -> str:
+    """Say which columns were used, and what became of the rows."""
+    inputs, label = " + ".join(json.loads(told["text_columns"])), told["label_column"]
+    parts = [f"{_WHAT.get(told['layout'], told['layout'])}: {inputs}"]
+    if told["layout"] == "chat":
+        parts[0] += " (the assistant's turns count)"
+    if label and told["classes"]:
+        parts.append(f"label: {label} ({told['classes']} classes)")
+    elif label:
+        parts.append(f"what follows: {label}")
+    if int(told["rows_cut"]):
+        parts.append(f"{int(told['rows_cut']):,} of {int(told['examples']):,} cut at {told['max_length']} tokens")
+    if left_out:
+        parts.append(f"{left_out:,} left out")
+    return ", ".join(parts)

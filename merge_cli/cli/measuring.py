@@ -39,8 +39,10 @@ Fsync = Annotated[bool, typer.Option("--fsync/--no-fsync", help="Wait until the 
 Quietly = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 _BatchSize = Annotated[int, typer.Option(min=1, help="Changes speed and memory, not the result.")]
 _MaxLength = Annotated[int, typer.Option(min=1, help="Tokens at which texts are cut off.")]
-_TextColumn = Annotated[str | None, typer.Option(help="Column of the text.")]
-_LabelColumn = Annotated[str | None, typer.Option(help="Column of the label.")]
+_TextColumn = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Column of the text; two make a pair. Repeatable.")
+]
+_LabelColumn = Annotated[str | None, typer.Option(help="Column of the label, or of what follows a prompt.")]
 _ImageColumn = Annotated[str | None, typer.Option(help="Column of the image.")]
 _Estimator = Annotated[
     str | None, typer.Option(help="sampled, exact or empirical; default: exact up to 32 classes, else sampled.")
@@ -52,7 +54,7 @@ _Only = Annotated[
     list[str] | None, typer.Option(metavar="PATTERN", help="Tensor names to measure, with wildcards. Repeatable.")
 ]
 _CheckpointEvery = Annotated[
-    int, typer.Option(min=0, help="Save the sums every so many batches; the same command continues.")
+    int | None, typer.Option(min=0, help="Save the sums every so many batches, 0 for never; default: every minute.")
 ]
 _Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the processor; default: all cores.")]
 _TrustRemoteCode = Annotated[
@@ -85,7 +87,7 @@ def measure(
     gradient: Annotated[bool, typer.Option("--gradient", help="Store the sum gradient too, in DIR/gradient.")] = False,
     only: _Only = None,
     parts: Annotated[int, typer.Option(min=1, help="Measure the parameters in this many passes over the data.")] = 1,
-    checkpoint_every: _CheckpointEvery = 0,
+    checkpoint_every: _CheckpointEvery = None,
     threads: _Threads = None,
     trust_remote_code: _TrustRemoteCode = False,
     force: Force = False,

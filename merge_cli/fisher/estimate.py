@@ -42,6 +42,7 @@ class FisherReport:
         unusable: Why rows were left out -> how many.
         unmeasured: Tensors of the checkpoint that the Fisher lacks: no parameters of the model, or not asked for.
         warnings: What makes the result less than it could be, in plain words.
+        resumed: The share of the work that an earlier run had done.
     """
 
     out: Path
@@ -50,6 +51,7 @@ class FisherReport:
     unusable: dict[str, int]
     unmeasured: tuple[str, ...]
     warnings: tuple[str, ...]
+    resumed: float
 
 
 def estimate_fisher(
@@ -87,8 +89,8 @@ def estimate_fisher(
     rows = open_rows(settings.source)
     with held(measuring_folder(out)) as folder, _threads(settings.threads):
         loaded = load_for(checkpoint, settings)
-        encode = encoder_of(loaded, rows, settings)
-        run = MeasuringRun(settings, checkpoint, loaded, rows, encode, folder, progress)
+        encoder = encoder_of(loaded, rows, settings, labelled=settings.labelled)
+        run = MeasuringRun(settings, checkpoint, loaded, rows, encoder, folder, progress)
         run.measure()
         metadata = run.metadata()
         _write(run, out, metadata, force=force, sync=sync)
@@ -97,7 +99,7 @@ def estimate_fisher(
             clear_locked(folder, Files())
     unmeasured = tuple(name for name in checkpoint.tensors if name not in run.shapes)
     warnings = tuple(_warnings(run, metadata))
-    return FisherReport(out, metadata, run.ways, dict(run.tally.unusable), unmeasured, warnings)
+    return FisherReport(out, metadata, run.ways, dict(run.tally.unusable), unmeasured, warnings, run.resumed)
 
 
 def measuring_folder(out: Path) -> Path:
@@ -123,8 +125,10 @@ def _warnings(run: MeasuringRun, metadata: dict[str, str]) -> Iterator[str]:
         yield f"{labels} drawn labels make a noisy Fisher; use {_FEW_LABELS} or more, by --examples or --draws"
     if estimator == Estimator.EMPIRICAL:
         yield "the empirical Fisher vanishes where the model fits its data; the exact or sampled one does not"
-    if run.settings.train_examples is None and run.rows.count is None:
+    if metadata["train_examples_from"] == "examples":
         yield f"the data does not say how large it is; {examples} training examples are assumed: give --train-examples"
+    if run.unsaved is not None:
+        yield f"the sums could not be saved on the way: {run.unsaved}"
     if slow := run.ways.get("model", 0):
         yield f"{slow} parameters need the model to be run example by example, which is slow"
 

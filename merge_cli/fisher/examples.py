@@ -37,20 +37,30 @@ class Tally:
         used: Examples encoded.
         unusable: Why rows could not be used -> how many.
         unlabelled: Examples among the used ones without a true label.
+        cut: Examples among the used ones that were cut off.
+        whole: Whether all rows were looked at.
     """
 
     used: int = 0
     unusable: dict[str, int] = field(default_factory=dict)
     unlabelled: int = 0
+    cut: int = 0
+    whole: bool = False
     digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
 
     def drop(self, reason: str) -> None:
         """Count a row that cannot be used."""
         self.unusable[reason] = self.unusable.get(reason, 0) + 1
 
-    def take(self, example: Example) -> None:
+    @property
+    def seen(self) -> int:
+        """Rows looked at."""
+        return self.used + sum(self.unusable.values())
+
+    def take(self, example: Example, *, cut: bool) -> None:
         """Count an example and mix it into the fingerprint."""
         self.used += 1
+        self.cut += cut
         self.unlabelled += bool((example.label == IGNORED).all())
         for tensor in (*example.inputs.values(), example.label):
             self.digest.update(tensor.contiguous().numpy().tobytes())
@@ -60,7 +70,22 @@ class Unusable(Exception):
     """A row that cannot be used; the message says why in a few words, for counting."""
 
 
-Encode = Callable[[Mapping[str, Any], int], tuple[dict[str, Tensor], Tensor]]
+@dataclass(frozen=True)
+class Encoded:
+    """What a row becomes.
+
+    Attributes:
+        inputs: Keyword arguments of the model; the first one's length is the example's.
+        label: The true label, of the example or of each token; -100 where there is none.
+        cut: Whether the text was too long.
+    """
+
+    inputs: dict[str, Tensor]
+    label: Tensor
+    cut: bool = False
+
+
+Encode = Callable[[Mapping[str, Any], int], Encoded]
 
 
 def encode_rows(rows: Rows, encode: Encode, tally: Tally, *, examples: int | None, labelled: bool) -> Iterator[Example]:
@@ -68,7 +93,7 @@ def encode_rows(rows: Rows, encode: Encode, tally: Tally, *, examples: int | Non
 
     Args:
         rows: The data.
-        encode: From a row and its number to inputs and label.
+        encode: Of a row and its number.
         tally: Counts what becomes of the rows.
         examples: How many are wanted; None for all.
         labelled: Whether a row without a true label cannot be used.
@@ -80,15 +105,16 @@ def encode_rows(rows: Rows, encode: Encode, tally: Tally, *, examples: int | Non
         if examples is not None and tally.used >= examples:
             return
         try:
-            inputs, label = encode(row, key)
-            if labelled and bool((label == IGNORED).all()):
+            encoded = encode(row, key)
+            if labelled and bool((encoded.label == IGNORED).all()):
                 raise Unusable("without a label")
         except Unusable as reason:
             tally.drop(str(reason))
             continue
-        example = Example(key, inputs, label)
-        tally.take(example)
+        example = Example(key, encoded.inputs, encoded.label)
+        tally.take(example, cut=encoded.cut)
         yield example
+    tally.whole = True
     if tally.used == 0:
         why = ", ".join(f"{count} {reason}" for reason, count in tally.unusable.items())
         raise CheckpointError(f"no row of the data can be used: {why}", hint="check the columns")

@@ -48,7 +48,7 @@ def make_probe(loaded: Loaded, settings: FisherSettings) -> Probe:
         CheckpointError: If the data cannot be read, or no row of it has a label.
     """
     rows, tally = open_rows(settings.source), Tally()
-    encode = encoder_of(loaded, rows, settings)
+    encode = encoder_of(loaded, rows, settings, labelled=True).encode
     examples = encode_rows(rows, encode, tally, examples=settings.examples, labelled=True)
     pad = getattr(loaded.tools, "pad_token_id", None) or 0
     found = tuple(batches(examples, size=settings.batch_size, pad=pad, device=torch.device("cpu")))

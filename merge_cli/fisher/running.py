@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,11 +14,15 @@ from torch import Tensor
 
 from merge_cli import __version__
 from merge_cli.checkpoint import Checkpoint, model_identity
-from merge_cli.errors import CheckpointError, RecipeError, listed
+from merge_cli.errors import CheckpointError, RecipeError, ResourceError
 from merge_cli.fisher.batches import Batch
+from merge_cli.fisher.choosing import choose
 from merge_cli.fisher.data import Rows
-from merge_cli.fisher.examples import Encode, Tally, batches, encode_rows
+from merge_cli.fisher.description import describe
+from merge_cli.fisher.encoding import Encoder
+from merge_cli.fisher.examples import Tally, batches, encode_rows
 from merge_cli.fisher.gradients import SumGradient
+from merge_cli.fisher.keeping import Keeping, Signals
 from merge_cli.fisher.losses import Estimator, Likelihood
 from merge_cli.fisher.modelling import Loaded, StoredNames
 from merge_cli.fisher.settings import FisherSettings, Progress
@@ -38,19 +42,23 @@ class MeasuringRun:
         checkpoint: Checkpoint,
         loaded: Loaded,
         rows: Rows,
-        encode: Encode,
+        encoder: Encoder,
         folder: Path,
         progress: Progress | None,
     ) -> None:
         self.settings, self.checkpoint, self.loaded, self.rows = settings, checkpoint, loaded, rows
         self.folder = folder
-        self._encode, self._progress = encode, progress
+        self.encoder, self._progress = encoder, progress
         self.objective = Likelihood(loaded.task, _estimator(settings, loaded), settings.draws, settings.seed)
         self.names = StoredNames(loaded.model, checkpoint)
         self.identity = model_identity(checkpoint)
         self.tally = Tally()
         self.ways: dict[str, int] = {}
-        self._choice = _choose(settings, loaded, checkpoint, self.names)
+        # The share of the work that an earlier run had done, and why sums could not be saved.
+        self.resumed = 0.0
+        self.unsaved: str | None = None
+        self._signals, self._keeping = Signals(), Keeping(settings.checkpoint_every)
+        self._choice = choose(settings, loaded, checkpoint, self.names)
         self._totals: dict[str, Tensor] = {}
         self._fingerprints: list[str] = []
 
@@ -60,9 +68,14 @@ class MeasuringRun:
         return self._choice.shapes
 
     def measure(self) -> None:
-        """Sum over all examples, for one part of the parameters after another."""
-        for part in range(len(self._choice.parts)):
-            self._measure_part(part)
+        """Sum over all examples, for one part of the parameters after another.
+
+        A signal that ends the program waits for the end of a batch, whose sums are saved then.
+        """
+        with self._signals.waiting() if self.settings.checkpoint_every != 0 else contextlib.nullcontext():
+            for part in range(len(self._choice.parts)):
+                self._measure_part(part)
+                self._signals.deliver()
         if self.tally.used == 0:
             # All sums came from files; the data still tells what it was.
             for _ in self._batches():
@@ -75,12 +88,13 @@ class MeasuringRun:
         totals, state = self._saved(path)
         if state.get("finished"):
             self._fingerprints.append(state["finished"])
+            self.resumed += 1 / len(self._choice.parts)
             return
         named = dict(self.loaded.model.named_parameters())
         wanted = {name: named[name] for name in self._choice.parts[part]}
         squares = SquaredGradients(self.loaded.model, wanted)
         gradient = SumGradient(self.loaded.model, wanted) if self.settings.gradient else None
-        done = int(state.get("batches", "0"))
+        done, before = int(state.get("batches", "0")), 0
         for number, batch in enumerate(self._batches()):
             if number == 0:
                 # The way to each gradient is settled on the first batch, also where its sums come from a file.
@@ -88,16 +102,19 @@ class MeasuringRun:
                 _restore(totals, squares, gradient)
             if number == done - 1:
                 self._check_data(state["fingerprint"])
+                before = self.tally.used
             if number >= done:
                 squares.add(batch, self.objective)
                 if gradient is not None:
                     gradient.add(batch, self.objective)
-            every = self.settings.checkpoint_every
-            if every and number >= done and (number + 1) % every == 0:
-                fingerprint = self.tally.digest.hexdigest()
-                self._save(path, squares, gradient, {"batches": str(number + 1), "fingerprint": fingerprint})
+                if self._keeping.due(number + 1):
+                    self._keep(path, squares, gradient, number + 1)
             if self._progress is not None:
                 self._progress(self.tally.used, self.settings.examples)
+            if self._signals.come and number >= done:
+                self._keep(path, squares, gradient, number + 1)
+            self._signals.deliver()
+        self.resumed += before / self.tally.used / len(self._choice.parts)
         for way in squares.ways().values():
             self.ways[way] = self.ways.get(way, 0) + 1
         if len(self._choice.parts) > 1:
@@ -105,28 +122,22 @@ class MeasuringRun:
         else:
             self._totals = _totals_of(squares, gradient)
 
+    def _keep(self, path: Path, squares: SquaredGradients, gradient: SumGradient | None, batches: int) -> None:
+        """Save the sums so far; where nobody asked for that, a full disk is no reason to end."""
+        state = {"batches": str(batches), "fingerprint": self.tally.digest.hexdigest()}
+        try:
+            with self._keeping.saving():
+                self._save(path, squares, gradient, state)
+        except ResourceError as error:
+            if self.settings.checkpoint_every is not None:
+                raise
+            self.unsaved = error.message
+            self._keeping = Keeping(0)
+
     def metadata(self) -> dict[str, str]:
         """Return what the files say about themselves."""
-        settings, estimator = self.settings, self.objective.estimator
-        train = settings.train_examples or self.rows.count or self.tally.used
-        return {
-            "format": "pt",
-            "kind": "fisher",
-            "estimator": str(estimator),
-            "reduction": "mean",
-            "examples": str(self.tally.used),
-            "draws": str(settings.draws if estimator is Estimator.SAMPLED else 0),
-            "train_examples": str(train),
-            "labels": {"sampled": "model", "exact": "model", "empirical": "true"}[estimator],
-            "seed": str(settings.seed),
-            "task": str(self.loaded.task),
-            "dataset": settings.source.name,
-            "dataset_fingerprint": self.tally.digest.hexdigest(),
-            "model": settings.model,
-            "model_identity": self.identity,
-            "dtype": settings.dtype,
-            "merge_cli": __version__,
-        }
+        told = describe(self.settings, self.loaded, self.objective, self.encoder, self.rows, self.tally)
+        return {**told, "model_identity": self.identity}
 
     def find(self, kind: str, stored: str) -> Tensor:
         """Return the sum for a tensor of the files; ``kind`` is ``fisher`` or ``gradient``."""
@@ -139,16 +150,16 @@ class MeasuringRun:
         return self.folder / f"part-{part}.safetensors"
 
     def _batches(self) -> Iterator[Batch]:
-        settings, labelled = self.settings, self.settings.gradient or self.objective.estimator is Estimator.EMPIRICAL
-        self.tally = Tally()
-        examples = encode_rows(self.rows, self._encode, self.tally, examples=settings.examples, labelled=labelled)
+        settings, encode, self.tally = self.settings, self.encoder.encode, Tally()
+        examples = encode_rows(self.rows, encode, self.tally, examples=settings.examples, labelled=settings.labelled)
         pad = getattr(self.loaded.tools, "pad_token_id", None) or 0
         return batches(examples, size=settings.batch_size, pad=pad, device=torch.device(settings.device))
 
     def _signature(self) -> str:
         """Identify what the sums are of: everything that changes them."""
         told = {**asdict(self.settings), "identity": self.identity, "version": __version__}
-        told.pop("checkpoint_every")
+        for name in ("checkpoint_every", "threads"):
+            told.pop(name)
         return hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
     def _saved(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -193,46 +204,3 @@ def _estimator(settings: FisherSettings, loaded: Loaded) -> Estimator:
         return settings.estimator
     few = not loaded.task.per_token and loaded.model.config.num_labels <= _MOST_EXACT_CLASSES and settings.draws == 1
     return Estimator.EXACT if few else Estimator.SAMPLED
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What is measured.
-
-    Attributes:
-        shapes: Tensor name in the files -> shape, in the checkpoint's order.
-        parts: The model's parameters, by name, in groups of about the same size.
-        found_in: Tensor name in the files -> part and parameter that hold it.
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    parts: list[list[str]]
-    found_in: dict[str, tuple[int, str]]
-
-
-def _choose(settings: FisherSettings, loaded: Loaded, checkpoint: Checkpoint, names: StoredNames) -> _Choice:
-    """Find the parameters that hold wanted tensors, and distribute them over the parts."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    holder: dict[str, str] = {}
-    sizes: dict[str, int] = {}
-    for name, parameter in loaded.model.named_parameters():
-        for key, values in names.stored(name, parameter.detach().to("meta")).items():
-            if not settings.only or any(fnmatchcase(key, wanted) for wanted in settings.only):
-                shapes[key], holder[key], sizes[name] = tuple(values.shape), name, parameter.numel()
-    if not shapes:
-        what = f"--only {listed(settings.only)} matches" if settings.only else "the model's parameters match"
-        raise RecipeError(
-            f"{what} no tensor of {settings.model}", hint=f"there are {listed(checkpoint.tensors, most=4)}"
-        )
-    parts: list[list[str]] = [[] for _ in range(min(settings.parts, len(sizes)))]
-    filled = [0] * len(parts)
-    for name in sorted(sizes, key=lambda name: -sizes[name]):
-        least = filled.index(min(filled))
-        parts[least].append(name)
-        filled[least] += sizes[name]
-    part_of = {name: number for number, part in enumerate(parts) for name in part}
-    return _Choice(
-        {key: shapes[key] for key in checkpoint.tensors if key in shapes},
-        parts,
-        {key: (part_of[name], name) for key, name in holder.items()},
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from merge_cli.errors import RecipeError
@@ -14,11 +14,22 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that the user named, None to look for the usual ones."""
+    """The columns that the user named, None to look for the usual ones.
 
-    text: str | None = None
+    Attributes:
+        text: Of the text; several are given to the model together, two as a pair.
+        label: Of the label, or of the text that is to follow.
+        image: Of the image.
+    """
+
+    text: str | Sequence[str] | None = None
     label: str | None = None
     image: str | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns of the text, in order."""
+        return (self.text,) if isinstance(self.text, str) else tuple(self.text or ())
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,9 @@ class FisherSettings:
         gradient: Whether to store the sum gradient at the true labels too.
         only: Patterns of tensor names, as in the shell; empty for all.
         parts: Into how many parts the parameters are split, each with a pass over the data of its own.
-        checkpoint_every: Batches after which the sums are saved, so that the same command continues; 0 for never.
+        checkpoint_every: Batches after which the sums are saved, so that the same command continues; 0 for never, None
+            for every minute or less often, so that it takes no more than a fiftieth of the time. Unless it is 0, they
+            are saved too where a signal ends the program.
         trust_remote_code: Whether Python code that lies beside the model may run.
         threads: Of torch on the processor; None to leave them as they are.
     """
@@ -63,9 +76,14 @@ class FisherSettings:
     gradient: bool = False
     only: tuple[str, ...] = ()
     parts: int = 1
-    checkpoint_every: int = 0
+    checkpoint_every: int | None = None
     trust_remote_code: bool = False
     threads: int | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether true labels are needed."""
+        return self.gradient or self.estimator is Estimator.EMPIRICAL
 
     def check(self) -> None:
         """Refuse what contradicts itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from merge_cli.checkpoint import (
 )
 from merge_cli.checkpoint.locking import discard_locked, locked
 from merge_cli.checkpoint.turning import writing
+from merge_cli.errors import ResourceError
 
 SHARD_BYTES = 5_000_000_000
 # Elements that are scaled and written at a time.
@@ -111,7 +113,11 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         shard_bytes=2**62,
         metadata=metadata,
     )
-    write_layout(fresh, layout, tensors.__getitem__, scale=1.0, sync=True)
+    try:
+        write_layout(fresh, layout, tensors.__getitem__, scale=1.0, sync=True)
+    except ResourceError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     with writing(path):
         files.rename(fresh / "model.safetensors", path)
         files.remove_empty_folder(fresh)

@@ -170,7 +170,10 @@ def test_json_is_all_that_standard_output_gets_and_nothing_is_drawn_into_pipes(h
     quiet = run("fisher", "base", "--data", "base.jsonl", "--out", "g", "--quiet", "--no-fsync", "--parts", 2)
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
     told = run("fisher", "base", "--data", "d.jsonl", "--out", "h", "--no-fsync")
-    assert told.out == "h: sequence-classification, exact Fisher of 4 examples, standing for 6\n"
+    assert told.out == (
+        "h: sequence-classification, exact Fisher of 4 examples, standing for 4\n"
+        "  text: text, label: label (3 classes), 2 left out\n"
+    )
     assert "warning: 1 rows were left out: without text\n" in told.err
 
 

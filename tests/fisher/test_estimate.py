@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 from merge_cli.checkpoint import model_identity, open_checkpoint
 from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.fisher.data import Source
-from merge_cli.fisher.encoding import Columns
 from merge_cli.fisher.estimate import FisherReport, estimate_fisher
 from merge_cli.fisher.losses import Estimator, Task
-from merge_cli.fisher.settings import FisherSettings
+from merge_cli.fisher.settings import Columns, FisherSettings
 from tests.fisher.folders import WORDS, letters, save_bert, save_model, save_rows
 
 
