@@ -278,6 +278,60 @@ def test_a_terminated_measurement_is_continued_by_the_same_command(
     assert not (here / "f.measuring").exists()
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_without_any_option_a_terminated_measurement_is_continued_too_and_says_so(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    command = ("fisher", "base", "--data", "base.jsonl", "--batch-size", 2, "--gradient", "--no-fsync",
+               "--parts", parts)  # fmt: skip
+    whole = run(*command, "--out", "whole")
+    assert "went on" not in whole.out
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "counting", stopping_after(6 * (parts - 1) + 3))
+        stopped = run(*command, "--out", "f")
+    assert stopped.code == 143
+    assert stopped.err == (
+        "error: terminated\n  hint: what was summed so far is in f.measuring: the same command continues\n"
+    )
+    done = run(*command, "--out", "f")
+    assert done.code == 0
+    # Three batches of two, or the first part and three batches, but twelve examples are read at a time.
+    assert "went on from an interrupted run, of which " in done.out
+    for file in ("model.safetensors", "gradient/model.safetensors"):
+        assert (here / "f" / file).read_bytes() == (here / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        ((), "text: premise + hypothesis, label: label (3 classes), 1 of 3 cut at 4 tokens"),
+        (("--text-column", "hypothesis"), "text: hypothesis, label: label (3 classes)"),
+        (
+            ("--text-column", "hypothesis", "--text-column", "premise"),
+            "text: hypothesis + premise, label: label (3 classes), 1 of 3 cut at 4 tokens",
+        ),
+    ],
+)
+def test_the_columns_used_are_told(here: Path, run: Run, options: tuple[str, ...], columns: str) -> None:
+    pairs = [("a b", "c"), ("d", "e f"), ("a b c", "d e f")]
+    save_rows(here / "d.jsonl", [{"premise": p, "hypothesis": h, "label": 0} for p, h in pairs])
+    command = ("fisher", "base", "--data", "d.jsonl", "--max-length", 4, "--no-fsync", "--only", "classifier.*")
+    done = run(*command, *options, "--out", "f")
+    assert done.out.splitlines()[1] == f"  {columns}"
+
+
+def test_a_text_that_would_be_left_out_and_a_label_that_is_not_found_are_told(here: Path, run: Run) -> None:
+    save_rows(here / "two.jsonl", [{"text": "a b c d", "title": "e f g h", "label": 0}])
+    two = run("fisher", "base", "--data", "two.jsonl", "--out", "f")
+    assert two.code == 2
+    assert "the text is taken from text, and title would be left out" in two.err
+    (here / "d.csv").write_text("sentence,category\na b,1\nc d,1\n")
+    named = run("fisher", "base", "--data", "d.csv", "--out", "f", "--gradient")
+    assert named.code == 2
+    assert named.err == ("error: no label column found among sentence, category\n  hint: --label-column category\n")
+    assert run("fisher", "base", "--data", "d.csv", "--out", "f", "--label-column", "category").code == 0
+
+
 def test_sums_of_data_that_has_changed_are_not_continued(here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     save_rows(here / "d.jsonl", letters(12))
     command = ("fisher", "base", "--data", "d.jsonl", "--batch-size", 2, "--checkpoint-every", 1, "--no-fsync",

@@ -9,10 +9,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ViTImageProcessor
+from tokenizers import processors
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ViTImageProcessor,
+)
 
 from merge_cli.errors import CheckpointError, RecipeError
-from merge_cli.fisher import FisherReport, FisherSettings, Source, estimate_fisher
+from merge_cli.fisher import Estimator, FisherReport, FisherSettings, Source, estimate_fisher
 from tests.fisher.folders import WORDS, letters, save_bert, save_model, save_rows
 
 
@@ -72,6 +78,36 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_another_models(tmp_path: Path) ->
     data = save_rows(tmp_path / "rows.jsonl", [{"text": "a zebra", "label": 0}])
     with pytest.raises(CheckpointError, match=f"token 99, the model has embeddings for {len(WORDS)}"):
         measure(model, data)
+
+
+def test_pairs_are_given_to_the_model_as_pairs(tmp_path: Path) -> None:
+    model = small_bert(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    # As BERT's own does: the second text is told by its segment.
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[MASK] $A [MASK]", pair="[MASK] $A [MASK] $B:1 [MASK]:1", special_tokens=[("[MASK]", 2)]
+    )
+    tokenizer.save_pretrained(model)
+    told = json.loads((model / "tokenizer_config.json").read_text())
+    told["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (model / "tokenizer_config.json").write_text(json.dumps(told))
+    data = save_rows(tmp_path / "rows.jsonl", [{"hypothesis": "c", "premise": "a b", "label": 2}])
+    report = measure(model, data, estimator=Estimator.EMPIRICAL)
+    loaded = AutoModelForSequenceClassification.from_pretrained(model)
+    ids = [WORDS.index(word) for word in ("[MASK]", "a", "b", "[MASK]", "c", "[MASK]")]
+    outputs = loaded(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([[0, 0, 0, 0, 1, 1]]))
+    weight = loaded.bert.embeddings.token_type_embeddings.weight
+    expected = torch.autograd.grad(torch.log_softmax(outputs.logits[0], dim=-1)[2], weight)[0] ** 2
+    found = load_file(report.out / "model.safetensors")["bert.embeddings.token_type_embeddings.weight"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+    assert (report.metadata["layout"], report.metadata["text_columns"]) == ("pair", '["premise", "hypothesis"]')
+
+
+@pytest.mark.parametrize(("words", "cut"), [(16, 0), (17, 1)])
+def test_texts_that_were_cut_off_are_counted(tmp_path: Path, words: int, cut: int) -> None:
+    rows = [{"text": "a b", "label": 0}, {"text": " ".join(["a"] * words), "label": 0}]
+    metadata = measure(small_bert(tmp_path), save_rows(tmp_path / "rows.jsonl", rows)).metadata
+    assert (metadata["rows_cut"], metadata["max_length"], metadata["classes"]) == (str(cut), "16", "3")
 
 
 @pytest.mark.parametrize("settings", [{"num_labels": 1}, {"problem_type": "multi_label_classification"}])

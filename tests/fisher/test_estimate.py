@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
 from merge_cli.checkpoint import model_identity, open_checkpoint
-from merge_cli.errors import CheckpointError, RecipeError
+from merge_cli.errors import CheckpointError, RecipeError, ResourceError
 from merge_cli.fisher.data import Source
 from merge_cli.fisher.estimate import FisherReport, estimate_fisher
 from merge_cli.fisher.losses import Estimator, Task
@@ -85,6 +85,53 @@ def test_metadata_say_what_was_measured(bert: Path) -> None:
 def test_the_training_set_counts_as_large_as_the_data_unless_said_otherwise(bert: Path) -> None:
     report, _ = measure(bert, letters(10), examples=6)
     assert report.metadata["train_examples"] == "10"
+
+
+def test_rows_that_cannot_be_used_are_no_training_examples(bert: Path) -> None:
+    rows = [*letters(8), {"text": "", "label": 0}, {"text": None, "label": 0}]
+    report, out = measure(bert, rows, gradient=True)
+    assert (report.metadata["train_examples"], report.metadata["train_examples_from"]) == ("8", "rows")
+    assert (report.metadata["rows"], report.metadata["rows_seen"]) == ("10", "10")
+    # The sum over the training set is that over the examples themselves then.
+    alone, other = measure(bert, letters(8), "alone", gradient=True)
+    assert alone.metadata["train_examples"] == "8"
+    found, expected = (tensors(each / "gradient")["classifier.bias"] for each in (out, other))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_where_not_all_rows_are_looked_at_the_usable_share_of_those_counts_for_all(bert: Path) -> None:
+    rows = [row for letter in letters(20) for row in (letter, {"text": "", "label": 0})]
+    # Six examples are found among the first eleven rows of forty.
+    report, _ = measure(bert, rows, examples=6, shuffle=False)
+    assert report.metadata["rows_seen"] == "11"
+    assert (report.metadata["train_examples"], report.metadata["train_examples_from"]) == (
+        str(round(40 * 6 / 11)),
+        "estimate",
+    )
+    given, _ = measure(bert, rows, "given", examples=6, shuffle=False, train_examples=40)
+    assert (given.metadata["train_examples"], given.metadata["train_examples_from"]) == ("40", "given")
+
+
+def test_threads_are_those_asked_for_while_measuring(bert: Path) -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    settings = FisherSettings(str(bert), Source(str(save_rows(bert.parent / "rows.jsonl", letters(3)))), threads=2)
+    estimate_fisher(settings, bert.parent / "out", sync=False, progress=lambda *_: seen.append(torch.get_num_threads()))
+    assert (set(seen), torch.get_num_threads()) == ({2}, before)
+
+
+def test_a_full_disk_ends_no_measurement_whose_sums_nobody_asked_to_be_saved(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise ResourceError("no space left on the device")
+
+    monkeypatch.setattr("merge_cli.fisher.running.save_state", full)
+    monkeypatch.setattr("merge_cli.fisher.keeping._SECONDS", 0.0)
+    report, _ = measure(bert, letters(12))
+    assert "the sums could not be saved on the way: no space left on the device" in report.warnings
+    with pytest.raises(ResourceError):
+        measure(bert, letters(12), "asked", checkpoint_every=1)
 
 
 def test_the_batch_size_does_not_change_the_numbers(bert: Path) -> None:
