@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge_cli import __version__
 from merge_cli.checkpoint import FileIdentity, Files, Reader, ShardWriter, Staging, check_apart, check_replaceable
-from merge_cli.checkpoint.digest_file import DIGEST_FILE, sha256_lines
+from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, sha256_lines
 from merge_cli.checkpoint.staging import working_folders
 from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import RecipeError
@@ -261,7 +261,11 @@ def _write(output: _Output, out: Path, past: Past | None) -> _Written:
     plan, folder, files, sync = output.plan, output.folder, output.files, output.sync
     written = _write_weights(output, past)
     result, weights, digests = written.result, written.weights, dict(written.precision)
-    digests |= {source.name: files.copy(source, folder / source.name, sync=sync) for source in plan.side_files}
+    folders = {folder / name.rpartition("/")[0] for name in (*plan.side_files, *plan.side_texts) if "/" in name}
+    with writing(folder):
+        for each in sorted(folders):
+            files.make_folder(each)
+    digests |= {name: files.copy(source, folder / name, sync=sync) for name, source in plan.side_files.items()}
     texts = texts_beside(plan, out, result.counts, result.diagnosis, weights, inputs=written.inputs, tool=_TOOL)
     for file, text in texts.items():
         content = text.encode("utf-8")
@@ -269,15 +273,23 @@ def _write(output: _Output, out: Path, past: Past | None) -> _Written:
         digests[file] = hashlib.sha256(content).hexdigest()
     listed = sha256_lines(weights | dict(sorted(digests.items())))
     files.write_new(folder / DIGEST_FILE, listed.encode("utf-8"), sync=sync)
-    # What stands there by another name was written by a run that found other side files.
-    wanted = {DIGEST_FILE, PRECISION_FOLDER, *weights, *digests}
-    with writing(folder):
-        for each in files.names(folder):
-            if each not in wanted and not each.startswith("."):
-                files.remove(folder / each)
-    if sync and plan.precision is not None:
-        files.sync_folder(folder / PRECISION_FOLDER)
+    _remove_others(folder, {DIGEST_FILE, *weights, *digests}, files)
+    if sync:
+        for each in sorted({folder / name.rpartition("/")[0] for name in digests if "/" in name}):
+            files.sync_folder(each)
     return written
+
+
+def _remove_others(folder: Path, wanted: Collection[str], files: Files) -> None:
+    """Remove what stands there by another name: it was written by a run that found other side files."""
+    folders = {name.partition("/")[0] for name in wanted if "/" in name}
+    with writing(folder):
+        for name in files.names(folder):
+            if name not in folders and (folder / name).is_dir():
+                files.remove_folder(folder / name)
+        for name in list(files_below(folder)):
+            if name not in wanted and not name.startswith("."):
+                files.remove(folder / name)
 
 
 def _write_weights(output: _Output, past: Past | None) -> _Written:

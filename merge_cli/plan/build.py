@@ -10,6 +10,7 @@ from merge_cli.checkpoint.collecting import without_collecting
 from merge_cli.errors import RecipeError
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
+from merge_cli.plan.beside import files_beside
 from merge_cli.plan.configs import check_model_types
 from merge_cli.plan.fishers import check_kinds, check_shapes, fisher_scales, posterior_prior
 from merge_cli.plan.inputs import Inputs, open_inputs
@@ -18,7 +19,7 @@ from merge_cli.plan.matching import matched
 from merge_cli.plan.memory import Blocks, choose_blocks
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
 from merge_cli.plan.names import Names, decide_names
-from merge_cli.plan.output import output_config, side_file_donor, side_files
+from merge_cli.plan.output import output_config
 from merge_cli.plan.parameters import ParameterLookup, check_measure_constants
 from merge_cli.plan.positions import layer_positions
 from merge_cli.plan.warnings import plan_notes, plan_warnings
@@ -69,6 +70,7 @@ def build_plan(
     _check_measures(recipe, method, [task.params for task in merged if task.params])
     blocks = _blocks(inputs, method, merged, memory, threads or len(os.sched_getaffinity(0)))
     scales, base_scale = fisher_scales(recipe, inputs, next((task.params for task in merged), None))
+    beside = files_beside(inputs)
     return MergePlan(
         recipe=recipe,
         inputs=tuple(PlannedInput(role, each) for role, each in inputs.by_role()),
@@ -87,9 +89,13 @@ def build_plan(
         device=device,
         allow_nonfinite=allow_nonfinite,
         config=output_config(inputs, names, main_dtype(tasks)),
-        side_files=side_files(side_file_donor(inputs)),
-        warnings=tuple(plan_warnings(recipe, inputs, names, method, merged)),
-        notes=tuple(plan_notes(inputs, names)),
+        side_files=beside.files,
+        side_texts=beside.texts,
+        warnings=(
+            *plan_warnings(recipe, inputs, names, method, merged),
+            *beside.warnings,
+        ),
+        notes=(*plan_notes(inputs, names), *beside.notes),
     )
 
 

@@ -103,7 +103,8 @@ class MergePlan:
         device: ``auto``, ``cpu`` or ``cuda[:N]``.
         allow_nonfinite: Whether inputs may hold NaN or infinity.
         config: The output's ``config.json``; empty where no input has one.
-        side_files: Files that are copied beside the weights.
+        side_files: Name -> file that is copied beside the weights; a name may lie in a folder.
+        side_texts: Name -> text of a file that is written beside them.
         warnings: What a user should know, in sentences.
         notes: What was set right or is as the recipe says, in sentences; never an error.
         examined: Whether they include what a look at the tensors' numbers tells.
@@ -126,7 +127,8 @@ class MergePlan:
     device: str
     allow_nonfinite: bool
     config: Mapping[str, Any]
-    side_files: tuple[Path, ...]
+    side_files: Mapping[str, Path]
+    side_texts: Mapping[str, str]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     examined: bool = False

@@ -13,6 +13,7 @@ from merge_cli.checkpoint.locate import refuse_link_out
 from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
 from merge_cli.plan.inputs import Inputs
+from merge_cli.plan.modules import module_files
 from merge_cli.plan.names import Names
 
 # Written anew, or about training and not about the model.
@@ -30,20 +31,22 @@ def side_file_donor(inputs: Inputs) -> Checkpoint:
     return inputs.base or inputs.models[0]
 
 
-def side_files(donor: Checkpoint) -> tuple[Path, ...]:
-    """Return the files that come along, in the order of their names; a single weight file has none.
+def side_files(donor: Checkpoint) -> dict[str, Path]:
+    """Return name in the output -> each file that comes along, in order; a single weight file has none.
+
+    Files in folders are those of modules, named in ``modules.json``.
 
     Raises:
         CheckpointError: If one of them is a link out of the checkpoint, or cannot be listed in the output's digests.
     """
     with reading(donor.root):
         if not donor.root.is_dir():
-            return ()
+            return {}
         wanted = [path for path in sorted(donor.root.iterdir()) if _comes_along(path.name)]
         for path in wanted:
             refuse_link_out(path, donor.root)
-        found = tuple(path for path in wanted if path.is_file())
-        for path in found:
+        found = {path.name: path for path in wanted if path.is_file()} | module_files(donor.root)
+        for path in found.values():
             if not path.name.isprintable():
                 raise CheckpointError(f"{path} has a name that cannot be printed", hint="rename or remove it")
             size = path.stat().st_size

@@ -34,9 +34,9 @@ def finished(plan: MergePlan, out: Path, files: Files) -> Mapping[str, str] | No
             there = {name for name in files_below(out) if not name.startswith(".")}
             if there != {DIGEST_FILE, *digests} or not _has_weights(plan, out):
                 return None
-        beside = {source.name: files.sha256(source) for source in plan.side_files}
-        if plan.config:
-            beside["config.json"] = hashlib.sha256(json_text(plan.config).encode()).hexdigest()
+        beside = {name: files.sha256(source) for name, source in plan.side_files.items()}
+        texts = dict(plan.side_texts) | ({"config.json": json_text(plan.config)} if plan.config else {})
+        beside |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
         return digests if beside.items() <= digests.items() else None
     # What cannot be read is not known to be finished; what is wrong with it is said where it is in the way.
     except CheckpointError:

@@ -37,6 +37,7 @@ def texts_beside(
         "README.md": model_card(plan, out.name, tool=tool),
         MANIFEST_FILE: json_text(manifest(plan, out, counts, diagnosis, digests, inputs=inputs, tool=tool)),
     }
+    texts |= plan.side_texts
     if plan.config:
         texts["config.json"] = json_text(plan.config)
     layouts = {"": plan.layout, f"{PRECISION_FOLDER}/": plan.precision}

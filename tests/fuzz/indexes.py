@@ -68,7 +68,7 @@ def check_plan(folder: Path) -> None:
     one = {"model": "one.safetensors", "parameters": {"weight": [0, 1]}}
     recipe = {"merge_method": "task_arithmetic", "base_model": "model", "models": [one]}
     plan = build_plan(recipe_over(folder, recipe))
-    assert all(Path(os.path.realpath(path)).parent == folder / "model" for path in plan.side_files)
+    assert all(Path(os.path.realpath(path)).parent == folder / "model" for path in plan.side_files.values())
     written = json.dumps(plan.config, indent=2, ensure_ascii=False) + model_card(plan, "out", tool="tool")
     assert len((written + "".join(plan.warnings)).encode("utf-8")) < 200_000
 

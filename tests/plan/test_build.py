@@ -102,7 +102,7 @@ def test_configuration_and_side_files_come_from_the_base_even_where_it_takes_no_
     (tmp_path / "base" / "config.json").write_text('{"mine": "base"}')
     found = plan(tmp_path, content(merge_method="linear"))
     assert found.config["mine"] == "base"
-    assert found.side_files == (tmp_path / "base" / "tokenizer.json",)
+    assert found.side_files == {"tokenizer.json": tmp_path / "base" / "tokenizer.json"}
 
 
 def test_without_a_base_they_come_from_the_first_model(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_without_a_base_they_come_from_the_first_model(tmp_path: Path) -> None:
         (tmp_path / name / "tokenizer.json").write_text(name)
     recipe = content(merge_method="linear", base_model=None)
     recipe["models"].reverse()
-    assert plan(tmp_path, recipe).side_files == (tmp_path / "two" / "tokenizer.json",)
+    assert plan(tmp_path, recipe).side_files == {"tokenizer.json": tmp_path / "two" / "tokenizer.json"}
 
 
 def test_the_configuration_of_the_one_model_that_gives_the_head_describes_the_output(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_files_about_the_model_come_along_and_files_about_its_training_do_not(tm
     ]:
         (tmp_path / "base" / name).write_text("{}")
     (tmp_path / "base" / "folder.json").mkdir()
-    assert [path.name for path in plan(tmp_path, content()).side_files] == kept
+    assert list(plan(tmp_path, content()).side_files) == kept
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
