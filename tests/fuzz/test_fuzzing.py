@@ -7,7 +7,7 @@ import pytest
 
 from merge_cli.checkpoint import open_checkpoint
 from merge_cli.errors import CheckpointError, VerificationError
-from tests.fuzz import headers, indexes, journals, pickles, recipes, states
+from tests.fuzz import headers, indexes, journals, manifests, pickles, recipes, states
 from tests.fuzz.trying import Attempt, try_all
 
 
@@ -23,6 +23,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pytest.param(headers.attempt, 400, id="headers"),
         pytest.param(indexes.attempt, 250, id="indexes"),
         pytest.param(recipes.attempt, 150, id="recipes"),
+        pytest.param(manifests.attempt, 100, id="manifests"),
         pytest.param(pickles.attempt, 500, id="pickles"),
         pytest.param(states.attempt, 200, id="states of optimizers"),
     ],
