@@ -101,6 +101,12 @@ def load_model(
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise cannot_load(checkpoint, error, f"it for {task}") from error
     missing = sorted(info["missing_keys"])
+    if any(name in checkpoint.tensors for name in missing):
+        raise CheckpointError(
+            f"{checkpoint.label} has {listed(missing, most=2)} under names of a wrapper, which transformers does not "
+            "know",
+            hint="write it under its plain names first: a recipe with merge_method: linear and this model alone does",
+        )
     if missing:
         raise CheckpointError(
             f"{checkpoint.label} has no {listed(missing)}, which {task} needs; they would be random",

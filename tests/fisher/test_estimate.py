@@ -7,7 +7,7 @@ import datasets
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSequenceClassification
 
@@ -17,6 +17,9 @@ from merge_cli.fisher.data import Source
 from merge_cli.fisher.estimate import FisherReport, estimate_fisher
 from merge_cli.fisher.losses import Estimator, Task
 from merge_cli.fisher.settings import Columns, FisherSettings
+from merge_cli.plan import build_plan
+from merge_cli.recipe import Recipe
+from merge_cli.run import merge
 from tests.fisher.folders import WORDS, letters, save_bert, save_model, save_rows
 
 
@@ -401,3 +404,15 @@ def test_the_identity_tells_a_fine_tune_from_its_base(bert: Path, tmp_path: Path
     assert base == copy
     assert base != tuned
     assert json.dumps(base)
+
+
+def test_a_model_that_was_saved_in_a_wrapper_is_refused_until_it_is_written_under_its_plain_names(bert: Path) -> None:
+    file = bert / "model.safetensors"
+    plain = load_file(file)
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in plain.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"under names of a wrapper.*\n  hint: .*linear and this model alone"):
+        measure(bert, letters(3))
+    recipe = Recipe(merge_method="linear", models=[{"model": str(bert), "parameters": {"weight": 1.0}}])
+    merge(build_plan(recipe), bert.parent / "written", sync=False)
+    assert tensors(bert.parent / "written").keys() == plain.keys()
+    measure(bert.parent / "written", letters(3))
