@@ -266,7 +266,8 @@ def _write(output: _Output, out: Path, past: Past | None) -> _Written:
         for each in sorted(folders):
             files.make_folder(each)
     digests |= {name: files.copy(source, folder / name, sync=sync) for name, source in plan.side_files.items()}
-    texts = texts_beside(plan, out, result.counts, result.diagnosis, weights, inputs=written.inputs, tool=_TOOL)
+    known = weights | dict(sorted(digests.items()))
+    texts = texts_beside(plan, out, result.counts, result.diagnosis, known, inputs=written.inputs, tool=_TOOL)
     for file, text in texts.items():
         content = text.encode("utf-8")
         files.write_new(folder / file, content, sync=sync)

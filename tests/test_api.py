@@ -45,9 +45,13 @@ def test_a_plan_may_be_carried_out_again(folder: Path) -> None:
     plan = merge_cli.build_plan(merge_cli.load_recipe("recipe.yml"))
     first = merge_cli.merge(plan, "first").files
     assert merge_cli.merge(plan, "second").files == first
-    with pytest.raises(merge_cli.RecipeError, match="second exists"):
-        merge_cli.merge(plan, "second")
+    again = merge_cli.merge(plan, "second")
+    assert again.unchanged
+    assert again.files == first
     assert merge_cli.merge(plan, "second", force=True).files == first
+    other = merge_cli.build_plan(merge_cli.load_recipe("recipe.yml", overrides=["models.1.parameters.weight=5"]))
+    with pytest.raises(merge_cli.RecipeError, match="second exists"):
+        merge_cli.merge(other, "second")
 
 
 def test_strictly_a_warning_is_an_error_and_nothing_is_written(folder: Path) -> None:

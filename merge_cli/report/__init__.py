@@ -7,7 +7,7 @@ from merge_cli.report.fisher_summary import LayerSummary, summarize_fisher
 from merge_cli.report.inspection import Inspection, inspect_checkpoint
 from merge_cli.report.mismatch import MismatchReport, mismatch_report
 from merge_cli.report.model import MergeReport
-from merge_cli.report.texts import texts_beside
+from merge_cli.report.texts import digests_beside, texts_beside
 from merge_cli.report.verification import Verification
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "MergeReport",
     "MismatchReport",
     "Verification",
+    "digests_beside",
     "findings",
     "finished",
     "inspect_checkpoint",

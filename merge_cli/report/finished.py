@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan
 from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER
-from merge_cli.report.texts import json_text
+from merge_cli.report.texts import digests_beside
 
 
 def finished(plan: MergePlan, out: Path, files: Files) -> Mapping[str, str] | None:
@@ -34,10 +33,9 @@ def finished(plan: MergePlan, out: Path, files: Files) -> Mapping[str, str] | No
             there = {name for name in files_below(out) if not name.startswith(".")}
             if there != {DIGEST_FILE, *digests} or not _has_weights(plan, out):
                 return None
-        beside = {name: files.sha256(source) for name, source in plan.side_files.items()}
-        texts = dict(plan.side_texts) | ({"config.json": json_text(plan.config)} if plan.config else {})
-        beside |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-        return digests if beside.items() <= digests.items() else None
+        beside = digests_beside(plan, files)
+        now = {name: files.sha256(out / name) for name in beside}
+        return digests if beside == now and beside.items() <= digests.items() else None
     # What cannot be read is not known to be finished; what is wrong with it is said where it is in the way.
     except CheckpointError:
         return None

@@ -16,7 +16,8 @@ from merge_cli.recipe import Recipe
 
 MANIFEST_FILE = "merge_manifest.json"
 PRECISION_FOLDER = "precision"
-_FORMAT = 1
+# From 2 on the manifest lists every file but itself and the digests file, 1 lists weights.
+_FORMAT = 2
 
 
 def manifest(
@@ -36,7 +37,7 @@ def manifest(
         out: Where the output will be.
         counts: What the method counted.
         diagnosis: What the method says of its prospects.
-        digests: File name -> SHA-256 of the output's weight files.
+        digests: File name -> SHA-256 of all that is written, but of the manifest and the digests file.
         inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
         tool: Name and version of this program.
     """

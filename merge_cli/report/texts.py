@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from merge_cli.checkpoint import Files
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
 from merge_cli.report.card import model_card
@@ -22,24 +24,20 @@ def texts_beside(
     inputs: Mapping[Path, str],
     tool: str,
 ) -> dict[str, str]:
-    """Return file name -> text: model card, manifest, configurations, and an index where there are several shards.
+    """Return file name -> text: model card, configurations, an index where there are several shards, and the manifest.
+
+    The manifest comes last and has the SHA-256 of everything else.
 
     Args:
         plan: What was done.
         out: Where the output will be.
         counts: What the method counted.
         diagnosis: What the method says of its prospects.
-        digests: File name -> SHA-256 of the output's weight files.
+        digests: File name -> SHA-256 of what is written of the output: weight files, and files that came along.
         inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
         tool: Name and version of this program.
     """
-    texts = {
-        "README.md": model_card(plan, out.name, tool=tool),
-        MANIFEST_FILE: json_text(manifest(plan, out, counts, diagnosis, digests, inputs=inputs, tool=tool)),
-    }
-    texts |= plan.side_texts
-    if plan.config:
-        texts["config.json"] = json_text(plan.config)
+    texts = {"README.md": model_card(plan, out.name, tool=tool), **_configuration(plan)}
     layouts = {"": plan.layout, f"{PRECISION_FOLDER}/": plan.precision}
     for place, layout in layouts.items():
         index = layout.index() if layout is not None else None
@@ -48,7 +46,26 @@ def texts_beside(
     if plan.precision is not None:
         prior = diagnosis.values["prior_precision"]
         texts[f"{PRECISION_FOLDER}/config.json"] = json_text({"kind": "precision", "prior_precision": prior})
-    return texts
+    known = dict(digests) | {name: _sha256(text) for name, text in texts.items()}
+    return texts | {MANIFEST_FILE: json_text(manifest(plan, out, counts, diagnosis, known, inputs=inputs, tool=tool))}
+
+
+def digests_beside(plan: MergePlan, files: Files) -> dict[str, str]:
+    """Return the SHA-256 of what stands beside the weights and does not depend on them: configuration, side files.
+
+    Raises:
+        CheckpointError: If a file that comes along cannot be read.
+    """
+    texts = {name: _sha256(text) for name, text in _configuration(plan).items()}
+    return {name: files.sha256(source) for name, source in plan.side_files.items()} | texts
+
+
+def _configuration(plan: MergePlan) -> dict[str, str]:
+    return dict(plan.side_texts) | ({"config.json": json_text(plan.config)} if plan.config else {})
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def json_text(content: object) -> str:

@@ -9,7 +9,7 @@ from merge_cli.checkpoint import Checkpoint, Files, Reader, open_checkpoint
 from merge_cli.errors import CheckpointError, RecipeError, listed
 from merge_cli.report import Verification
 from merge_cli.stream import Listener, Quiet
-from merge_cli.verification.integrity import check_digests, not_finite
+from merge_cli.verification.integrity import check_digests, check_names, not_finite
 from merge_cli.verification.manifest import read_manifest
 from merge_cli.verification.replay import Replay, replayed
 
@@ -44,12 +44,14 @@ def verify(
     inputs = {f"{each.reference}/{file.name}": file.sha256 for each in made.inputs for file in each.files}
     found = Verification(str(out), made.tool, inputs=inputs)
     digests, problems = check_digests(out, made, threads, files)
+    added, notes = check_names(out, made, files)
+    problems += added
     checkpoint: Checkpoint | None = None
     try:
         checkpoint = open_checkpoint(out, files=files)
     except CheckpointError as error:
         problems.append(error.message)
-    found = replace(found, files=digests, problems=tuple(problems))
+    found = replace(found, files=digests, problems=tuple(problems), notes=tuple(notes))
     if checkpoint is None:
         return found
     with Reader(checkpoint.files, files) as reader:

@@ -1,35 +1,66 @@
-"""Whether the files of a merged checkpoint are those that were written: digests, and finite numbers."""
+"""Whether the files of a merged checkpoint are those that were written: names, digests, and finite numbers."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 
 from merge_cli.checkpoint import Checkpoint, Files, Reader, to_torch
-from merge_cli.checkpoint.digest_file import DIGEST_FILE, read_digests
+from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_digests
 from merge_cli.checkpoint.turning import reading
-from merge_cli.errors import CheckpointError
+from merge_cli.errors import CheckpointError, listed
 from merge_cli.report.manifest import MANIFEST_FILE
 from merge_cli.stream import Listener
 from merge_cli.verification.manifest import Manifest
 
 _CHUNK = 2**20
+# What transformers, peft or a tokenizer could load in place of, or beside, what was merged.
+_LOADED = (
+    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.gguf", "*.json", "*.jinja",
+    "*.py", "*.model", "*.spm", "*.bpe", "*.tiktoken", "*vocab*.txt", "*merges*.txt",
+)  # fmt: skip
 
 
 def check_digests(out: Path, made: Manifest, threads: int | None, files: Files) -> tuple[int, list[str]]:
     """Return how many files are as recorded, and what is wrong with the others, in the order recorded."""
     problems: list[str] = []
     recorded = _recorded(out, files, problems)
+    if recorded and made.format > 1:
+        for name in (*made.files, MANIFEST_FILE):
+            if name not in recorded:
+                problems.append(f"{DIGEST_FILE} does not list {name}")
     for name, digest in made.files.items():
         if recorded.setdefault(name, digest) != digest:
             problems.append(f"{DIGEST_FILE} and {MANIFEST_FILE} disagree about {name}")
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         wrong = list(filter(None, pool.map(lambda name: _wrong(out, name, recorded[name], files), recorded)))
     return len(recorded) - len(wrong), problems + wrong
+
+
+def check_names(out: Path, made: Manifest, files: Files) -> tuple[list[str], list[str]]:
+    """Return what is wrong with files that the merge has not written, and which of them could do no harm, as a note.
+
+    Whatever is loaded with the weights can change what the model does: an adapter, a chat template, a model's own code.
+    """
+    known = {*made.files, MANIFEST_FILE, DIGEST_FILE}
+    if made.format == 1:
+        known |= _recorded(out, files, []).keys()
+    added = [name for name in sorted(files_below(out)) if name not in known]
+    loaded = [name for name in added if _is_loaded(name)]
+    others = [name for name in added if name not in loaded]
+    notes = [f"not of the merge, and not read with the weights: {listed(others, most=5)}"] if others else []
+    return [f"{name} is none of the merge's files, and would be loaded with them" for name in loaded], notes
+
+
+def _is_loaded(name: str) -> bool:
+    parts = Path(name).parts
+    # Programs keep their own state in hidden folders; nobody loads a model from there.
+    return not any(part.startswith(".") for part in parts) and any(fnmatchcase(parts[-1], each) for each in _LOADED)
 
 
 def _wrong(out: Path, name: str, digest: str, files: Files) -> str | None:

@@ -108,6 +108,7 @@ class Manifest(_Part):
     """What is read of a manifest.
 
     Attributes:
+        format: Of the manifest itself; from 2 on ``files`` are all but itself and the digests file.
         tool: Name and version of the program that wrote it.
         method: The method's version.
         recipe: The recipe's text, or its data where it was made in Python.
@@ -115,9 +116,10 @@ class Manifest(_Part):
         overrides: What ``--set`` changed in it.
         inputs: What was merged.
         counts: What the method counted.
-        files: Weight file -> SHA-256.
+        files: File -> SHA-256.
     """
 
+    format: StrictInt = 1
     tool: Text
     method: MethodVersion
     recipe: Annotated[str | dict[str, Any], BeforeValidator(_text_or_object)]
@@ -143,6 +145,8 @@ def read_manifest(out: Path, files: Files) -> Manifest:
     path = out / MANIFEST_FILE
     with reading(path):
         there = path.is_file()
+        if not there and not out.exists():
+            raise CheckpointError(f"{out} does not exist")
     if not there:
         raise CheckpointError(
             f"{out} has no {MANIFEST_FILE}, so there is nothing to check it against",

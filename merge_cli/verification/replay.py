@@ -17,7 +17,7 @@ from merge_cli.checkpoint import Checkpoint, Files, Reader, StoredTensor, open_c
 from merge_cli.errors import CheckpointError, MergeError, RecipeError, listed
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.recipe import Origin, Recipe, parse_recipe
-from merge_cli.report import Verification
+from merge_cli.report import Verification, digests_beside
 from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER
 from merge_cli.stream import Listener, Span, check_fishers, stream
 from merge_cli.verification.inputs import blame_inputs, compare_inputs, input_notes
@@ -113,8 +113,17 @@ def replayed(
     notes = (*found.notes, *input_notes(sources), *_changes(made, plan))
     problems = [f"'{name}' {what}, when it is computed again" for name, what in sorted(different.items())]
     problems += [f"{listed(extra)}: not in the recipe's output"] if extra else []
+    problems += _other_files(plan, checkpoint.root, Files())
     good = tuple(name for name in names if name in chosen and name not in sink.different)
     return replace(found, replayed=good, seed=seed, problems=(*found.problems, *problems), notes=notes)
+
+
+def _other_files(plan: MergePlan, out: Path, files: Files) -> Iterator[str]:
+    """Say which files beside the weights are not what the plan would write and copy there."""
+    for name, digest in digests_beside(plan, files).items():
+        # That one is missing is said already.
+        if (out / name).is_file() and files.sha256(out / name) != digest:
+            yield f"{name} differs, when it is written again"
 
 
 def _chosen(names: Sequence[str], count: int, seed: int) -> set[str]:

@@ -139,7 +139,9 @@ def test_the_same_command_again_is_done_and_changes_nothing(run: Run, folder: Pa
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "out").iterdir()} == before
 
 
-@pytest.mark.parametrize("what", ["an input", "the base's tokenizer", "a shard", "an added file", "a removed file"])
+@pytest.mark.parametrize(
+    "what", ["an input", "the base's tokenizer", "a shard", "the configuration", "an added file", "a removed file"]
+)
 def test_an_output_that_is_not_what_the_command_makes_is_in_its_way(run: Run, folder: Path, what: str) -> None:
     (folder / "base" / "tokenizer.json").write_text("{}")
     assert run("merge", "r.yml", "out").code == 0
@@ -149,6 +151,8 @@ def test_an_output_that_is_not_what_the_command_makes_is_in_its_way(run: Run, fo
         (folder / "base" / "tokenizer.json").write_text('{"a": 1}')
     elif what == "a shard":
         (folder / "out" / "model.safetensors").write_bytes(b"x")
+    elif what == "the configuration":
+        (folder / "out" / "config.json").write_text("{}")
     elif what == "an added file":
         (folder / "out" / "notes.txt").write_text("mine")
     else:

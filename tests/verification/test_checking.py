@@ -1,5 +1,6 @@
 """What a merge has made can be checked, and computed again from what it was made of."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -50,6 +51,18 @@ def damage(path: Path, offset: int = -1, *, value: int = 0x40) -> None:
     path.write_bytes(content)
 
 
+def signed(path: Path, text: str) -> None:
+    """Change a file of ``out``, and its digest wherever it is, as someone does who wants it not to be noticed."""
+    old = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text(text)
+    new = hashlib.sha256(text.encode()).hexdigest()
+    listing = path.with_name("merge_manifest.json")
+    if path != listing:
+        signed(listing, listing.read_text().replace(old, new))
+    digests = path.with_name("SHA256SUMS")
+    digests.write_text(digests.read_text().replace(old, new))
+
+
 def test_what_was_merged_is_sound(folder: Path) -> None:
     found = verify("out")
     assert found.sound
@@ -86,7 +99,59 @@ def test_missing_digests_are_a_problem_and_those_of_the_manifest_count(folder: P
     (folder / "out" / "SHA256SUMS").unlink()
     found = verify("out")
     assert found.problems == ("SHA256SUMS is missing",)
-    assert found.files == 4
+    # Four shards, index, config, card.
+    assert found.files == 7
+
+
+@pytest.mark.parametrize("what", ["README.md", "model.safetensors.index.json", "merge_manifest.json"])
+def test_a_file_whose_line_is_gone_from_the_digests_is_found_and_so_is_its_change(folder: Path, what: str) -> None:
+    path, digests = folder / "out" / what, folder / "out" / "SHA256SUMS"
+    path.write_text(path.read_text().replace("\n", " \n", 1))
+    digests.write_text(
+        "".join(line for line in digests.read_text().splitlines(True) if not line.endswith(f" {what}\n"))
+    )
+    problems = verify("out").problems
+    assert problems[0] == f"SHA256SUMS does not list {what}"
+    # Nothing else holds the digest of the manifest.
+    assert len(problems) == (1 if what == "merge_manifest.json" else 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pytorch_model.bin", "adapter_config.json", "adapter_model.safetensors", "modeling_evil.py", "tokenizer.json",
+        "generation_config.json", "chat_template.jinja", "vocab.txt", "1_Pooling/config.json",
+        "precision/x.safetensors",
+    ],
+)  # fmt: skip
+def test_an_added_file_that_would_be_loaded_is_a_problem(folder: Path, name: str) -> None:
+    path = folder / "out" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{}")
+    assert verify("out").problems == (f"{name} is none of the merge's files, and would be loaded with them",)
+
+
+def test_a_folder_that_is_added_by_a_link_is_looked_at_as_a_file_is(folder: Path) -> None:
+    (folder / "out" / "more.json").symlink_to(folder / "base", target_is_directory=True)
+    assert verify("out").problems == ("more.json is none of the merge's files, and would be loaded with them",)
+
+
+def test_what_else_is_added_is_noted_and_the_merge_is_sound(folder: Path) -> None:
+    (folder / "out" / "notes.md").write_text("mine")
+    (folder / "out" / ".git").mkdir()
+    (folder / "out" / ".git" / "config.json").write_text("{}")
+    found = verify("out")
+    assert found.sound
+    assert found.notes == ("not of the merge, and not read with the weights: .git/config.json, notes.md",)
+
+
+def test_manifests_that_list_weights_only_are_read(folder: Path) -> None:
+    path = folder / "out" / "merge_manifest.json"
+    made = json.loads(path.read_text())
+    made["format"] = 1
+    made["files"] = {name: digest for name, digest in made["files"].items() if name.startswith("model-")}
+    signed(path, json.dumps(made))
+    assert verify("out").sound
 
 
 def test_digests_and_manifest_must_agree(folder: Path) -> None:
@@ -135,6 +200,8 @@ def test_nan_is_found(folder: Path) -> None:
 def test_what_has_no_manifest_cannot_be_verified(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="base has no merge_manifest"):
         verify("base")
+    with pytest.raises(CheckpointError, match=r"^nothing does not exist$"):
+        verify("nothing")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"tool": 1}', "\udcff", "[" * 100_000])
@@ -145,6 +212,19 @@ def test_a_damaged_manifest_is_an_error_that_says_so(folder: Path, content: str)
 
 
 # Computing it again
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_beside_the_weights_that_was_changed_with_all_its_digests_is_found_by_the_replay(
+    folder: Path, name: str
+) -> None:
+    (folder / "base" / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "base" / "tokenizer.json").write_text("{}")
+    make("ties", out="other", density=0.5)
+    assert verify("other", replay=Replay(1)).sound
+    signed(folder / "other" / name, '{"bos_token_id": 7}')
+    assert verify("other").sound
+    assert verify("other", replay=Replay(1)).problems == (f"{name} differs, when it is written again",)
 
 
 @pytest.mark.parametrize(
