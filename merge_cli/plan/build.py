@@ -22,6 +22,7 @@ from merge_cli.plan.names import Names, decide_names
 from merge_cli.plan.output import output_config
 from merge_cli.plan.parameters import ParameterLookup, check_measure_constants
 from merge_cli.plan.positions import layer_positions
+from merge_cli.plan.tying import with_ties
 from merge_cli.plan.warnings import plan_notes, plan_warnings
 from merge_cli.recipe import Recipe, check_recipe
 
@@ -105,7 +106,7 @@ def _inputs(recipe: Recipe, method: Method, files: Files) -> Inputs:
     inputs = open_inputs(recipe, method, _needs(recipe, method, settings), files)
     check_kinds(inputs)
     check_model_types(inputs.models, inputs.base)
-    return matched(inputs)
+    return with_ties(matched(inputs), recipe.exclude, files)
 
 
 def _needs(recipe: Recipe, method: Method, settings: Params) -> frozenset[Need]:

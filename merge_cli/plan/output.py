@@ -15,6 +15,7 @@ from merge_cli.errors import CheckpointError
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.modules import module_files
 from merge_cli.plan.names import Names
+from merge_cli.plan.tying import config_of_ties
 
 # Written anew, or about training and not about the model.
 _NOT_COPIED = (
@@ -81,10 +82,7 @@ def output_config(inputs: Inputs, names: Names, dtype: DType | None) -> Mapping[
         config = _with_dtype(config, dtype.torch_name)
         if not {"dtype", "torch_dtype"} & config.keys():
             config["torch_dtype"] = dtype.torch_name
-    if any(name in donor.tied for name in names.order):
-        # The donor ties this tensor to another; the output holds it on its own.
-        config["tie_word_embeddings"] = False
-    return config
+    return config_of_ties(config, donor, inputs.reference, names.order)
 
 
 def _tells_where(key: str, value: Any) -> bool:
