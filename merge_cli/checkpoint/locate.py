@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def locate(reference: str, folders: tuple[Path, ...]) -> Path:
     """Find a checkpoint: an existing path, else a hub id with an optional ``@revision``.
 
+    In a path ``~`` and ``$NAME`` mean what they mean to a shell.
+
     A hub id is looked up through huggingface_hub, which honours its cache, ``HF_HOME`` and ``HF_HUB_OFFLINE``.
 
     Args:
@@ -27,10 +30,12 @@ def locate(reference: str, folders: tuple[Path, ...]) -> Path:
         CheckpointError: If nothing is there.
     """
     try:
-        path = Path(reference).expanduser()
+        path = Path(os.path.expandvars(reference)).expanduser()
     except RuntimeError as error:
         raise CheckpointError(f"'{reference}' does not exist: there is no such user's home folder") from error
-    for candidate in [path] if path.is_absolute() else [folder / path for folder in folders]:
+    places = [path] if path.is_absolute() else [folder / path for folder in folders]
+    # A dollar sign in a name need not be a variable.
+    for candidate in dict.fromkeys([*(folder / reference for folder in folders), *places]):
         with reading(candidate):
             if candidate.exists():
                 return candidate
@@ -40,9 +45,11 @@ def locate(reference: str, folders: tuple[Path, ...]) -> Path:
             hint="merge the adapter into its base first: peft's merge_and_unload, then save_pretrained",
         )
     repository, _, revision = reference.partition("@")
+    # What a variable holds goes to no other machine: the text of the recipe decides whether it is a hub id.
     if path.is_absolute() or reference.startswith((".", "~")) or not _HUB_ID.fullmatch(repository):
         tried = path if path.is_absolute() else " and ".join(dict.fromkeys(str(folder / path) for folder in folders))
-        raise CheckpointError(f"'{reference}' does not exist", hint=f"looked for {tried}")
+        unset = "; a variable in it is not set" if "$" in str(path) else ""
+        raise CheckpointError(f"'{reference}' does not exist", hint=f"looked for {tried}{unset}")
     return _snapshot(repository, revision or None, reference)
 
 

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from merge_cli.errors import RecipeError
 from merge_cli.methods.contract import Measure, Method, Params, field_default, is_constant, is_per_model
-from merge_cli.recipe import Choice, ModelEntry, Recipe, resolve
+from merge_cli.recipe import Choice, ModelEntry, Recipe, resolve, said_of
 
 _Key = tuple[Any, ...]
 
@@ -112,10 +112,8 @@ class ParameterLookup:
             raise self._rejected(finding, finding["loc"], name) from error
 
     def _rejected(self, finding: ErrorDetails, loc: tuple[str | int, ...], name: str) -> RecipeError:
-        what = finding["msg"].removeprefix("Value error, ")
-        given = "" if finding["type"] == "value_error" else f", got {finding['input']!r}"
         at = f" (for {name})" if name else ""
-        return RecipeError(f"{self._place(loc)}: {what}{given}{at}")
+        return RecipeError(f"{self._place(loc)}: {said_of(finding)}{at}")
 
     def _place(self, loc: tuple[str | int, ...]) -> str:
         """Return where the recipe gives the value that pydantic complains about."""

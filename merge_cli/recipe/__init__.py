@@ -1,5 +1,6 @@
 """From YAML text to a :class:`Recipe`: checked in its form, with the line of whatever is wrong."""
 
+from merge_cli.recipe.explaining import said_of
 from merge_cli.recipe.json_schema import recipe_json_schema
 from merge_cli.recipe.load import check_recipe, load_recipe, parse_recipe
 from merge_cli.recipe.schema import Exclusion, ModelEntry, Origin, Recipe
@@ -16,4 +17,5 @@ __all__ = [
     "parse_recipe",
     "recipe_json_schema",
     "resolve",
+    "said_of",
 ]

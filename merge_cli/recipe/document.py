@@ -22,6 +22,21 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 _NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 _PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
+_INDENTATION = "is the indentation right? The entries of a list or mapping begin in the same column"
+# Part of what PyYAML says -> what is wrong as a rule.
+_HINTS = {
+    "'\\t'": "indent with spaces; YAML takes no tabs",
+    "mapping values are not allowed": f"{_INDENTATION}; a value that holds a colon needs quotes",
+    "expected <block end>": _INDENTATION,
+    "could not find expected ':'": f"is a colon missing, or a space after it? {_INDENTATION}",
+    "expected ',' or": "is a bracket or a brace left open?",
+    "found undefined alias": "a name that begins with * needs quotes",
+    "cannot start any token": "a value that begins with this character needs quotes",
+    "did not find expected alphabetic": "a name that begins with * or & needs quotes",
+    "while scanning a quoted scalar": "is a quote left open?",
+    "found unexpected end of stream": "is a quote left open?",
+}
+
 Place = tuple[str | int, ...]
 
 
@@ -80,7 +95,9 @@ def parse_yaml(text: str, name: str) -> Document:
 def _invalid(error: yaml.MarkedYAMLError, name: str) -> RecipeError:
     mark = error.problem_mark or error.context_mark
     where = f"{name}:{mark.line + 1}" if mark else name
-    return RecipeError(f"{where}: not valid YAML: {error.problem or error.context}")
+    problem = error.problem or error.context or ""
+    hint = next((hint for part, hint in _HINTS.items() if part in problem), None)
+    return RecipeError(f"{where}: not valid YAML: {problem}", hint=hint)
 
 
 class _Loader(yaml.SafeLoader):

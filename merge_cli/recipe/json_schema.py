@@ -20,6 +20,7 @@ def recipe_json_schema() -> dict[str, Any]:
     for holder in (schema, schema["$defs"]["ModelEntry"]):
         said = holder["properties"]["parameters"]["description"]
         holder["properties"]["parameters"] = {"$ref": "#/$defs/Parameters", "description": said}
+    schema["properties"]["models"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/ModelEntry"}]}
     schema["properties"]["exclude"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Exclusion"}]}
     steps = {name: find_step(name).params.model_json_schema() for name in step_names()}
     schema["properties"]["prepare"] |= {"properties": steps, "additionalProperties": False}

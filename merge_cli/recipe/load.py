@@ -7,53 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from merge_cli.checkpoint import parse_float_dtype
-from merge_cli.errors import RecipeError, count_of, did_you_mean, printable
+from merge_cli.errors import RecipeError, did_you_mean, printable
 from merge_cli.methods import find_method, find_step, method_names, step_names
 from merge_cli.methods.contract import Method, is_per_model
 from merge_cli.recipe.document import Document, Place, parse_yaml
+from merge_cli.recipe.elsewhere import ADAPTER_HINT, UNREAD_KEYS, UNREAD_METHODS, UNUSED_PARAMETERS
+from merge_cli.recipe.explaining import explained, joined, keys_of, said_of
 from merge_cli.recipe.overrides import apply_override
-from merge_cli.recipe.schema import Exclusion, ModelEntry, Origin, Recipe
+from merge_cli.recipe.schema import Origin, Recipe
 from merge_cli.recipe.source import read_text
 
 _MOST_KEYS = 1_000
-# What is wrong beyond these is counted.
-_MOST_FINDINGS = 20
-
-# What mergekit's recipes may hold and this version does not read yet: refused by name, never ignored.
-_NOT_YET = {
-    "slices": "merging layer ranges (slices)",
-    "modules": "merging several modules (modules)",
-    "tokenizer": "building a tokenizer",
-    "tokenizer_source": "building a tokenizer",
-    "chat_template": "setting a chat template",
-    "experts": "building a mixture of experts",
-    "gate_mode": "building a mixture of experts",
-}
-# Methods that mergekit has under this name and this version does not.
-_NOT_YET_METHODS = frozenset(
-    {
-        *("arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "karcher", "model_stock"),
-        *("multislerp", "nearswap", "nuslerp", "ram", "ramplus_tl", "sce"),
-    }
-)
-# Parameters of mergekit's methods that none of ours has; published recipes carry them along.
-_ELSEWHERE = frozenset(
-    {
-        *("int8_mask", "epsilon", "gamma", "select_topk", "filter_wise", "max_iter", "tol", "eps", "r", "alpha"),
-        *("nuslerp_flatten", "nuslerp_row_wise", "normalize_weights", "embed_slerp"),
-    }
-)
-# What pydantic says in the terms of Python, in those of YAML.
-_EXPECTED = {
-    "tuple_type": "a list",
-    "too_short": "a list of at least one",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "string_type": "text",
-}
 
 
 def load_recipe(source: Path | str, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -93,11 +60,11 @@ def parse_recipe(
     _refuse_dtype(data, origin)
     _refuse_unsupported(data, origin)
     warnings = list(_check_holders(data, document, origin))
-    data = {key: value for key, value in data.items() if key in _keys(Recipe) or key not in document.anchored}
+    data = {key: value for key, value in data.items() if key in keys_of(Recipe) or key not in document.anchored}
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise _explained(error, origin) from error
+        raise explained(error, origin, _all_parameters()) from error
     return check_recipe(recipe.with_origin(replace(origin, warnings=tuple(warnings))))
 
 
@@ -127,12 +94,12 @@ def _check_holders(data: dict[str, Any], document: Document, origin: Origin) -> 
     Published recipes define anchors under top-level keys of their own, often under the same key again and again.
     """
     for key, line in document.repeated.items():
-        if key in _keys(Recipe) or key in _NOT_YET:
+        if key in keys_of(Recipe) or key in UNREAD_KEYS:
             raise RecipeError(f"{origin.name}:{line}: '{key}' stands twice")
     for key in data:
-        if key not in document.anchored or key in _keys(Recipe):
+        if key not in document.anchored or key in keys_of(Recipe):
             continue
-        guess = did_you_mean(key, _keys(Recipe))
+        guess = did_you_mean(key, keys_of(Recipe))
         if guess:
             yield f"{origin.at(key)}: there is no such key, so it counts for its anchors only; {guess}"
 
@@ -149,20 +116,25 @@ def _refuse_dtype(data: dict[str, Any], origin: Origin) -> None:
 
 def _refuse_unsupported(data: dict[str, Any], origin: Origin) -> None:
     """Name everything that the recipe asks for and this version does not do."""
-    lines = [f"{origin.at(key)}: {what} is not supported yet" for key, what in _NOT_YET.items() if key in data]
+    found = [
+        (f"{origin.at(key)}: {what} is not supported yet", instead)
+        for key, (what, instead) in UNREAD_KEYS.items()
+        if key in data
+    ]
     method = data.get("merge_method")
-    if isinstance(method, str) and method in _NOT_YET_METHODS - set(method_names()):
-        lines.append(f"{origin.at('merge_method')}: the method '{method}' is not supported yet")
+    if isinstance(method, str) and method in UNREAD_METHODS.keys() - set(method_names()):
+        found.append(
+            (f"{origin.at('merge_method')}: the method '{method}' is not supported yet", UNREAD_METHODS[method])
+        )
     adapters = [(place, name) for place, name in _references(data) if isinstance(name, str) and "+" in name]
-    lines += [
-        f"{origin.at(*place)}: a model with a LoRA adapter ('{name}') is not supported yet"
+    found += [
+        (f"{origin.at(*place)}: a model with a LoRA adapter ('{name}') is not supported yet", ADAPTER_HINT)
         for place, name in adapters
         if not any(_exists(folder / name) for folder in origin.folders)
     ]
-    if lines:
-        raise RecipeError(
-            _joined(lines), hint=f"methods: {', '.join(method_names())}; `merge-cli schema` lists all keys"
-        )
+    if found:
+        lines, hints = zip(*found, strict=True)
+        raise RecipeError(joined(list(lines)), hint="; ".join(dict.fromkeys(hints)))
 
 
 def _references(data: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
@@ -171,6 +143,8 @@ def _references(data: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], A
     for i, entry in enumerate(models if isinstance(models, list) else []):
         if isinstance(entry, dict):
             yield ("models", i, "model"), entry.get("model")
+        else:
+            yield ("models", i), entry
 
 
 def _exists(path: Path) -> bool:
@@ -179,43 +153,6 @@ def _exists(path: Path) -> bool:
     # A name that is too long to be one.
     except OSError:
         return False
-
-
-def _joined(lines: list[str]) -> str:
-    """One finding on each line, the first of them where there are very many."""
-    more = [f"and {count_of(len(lines) - _MOST_FINDINGS, 'finding')} more"] if len(lines) > _MOST_FINDINGS else []
-    return "\n".join([*lines[:_MOST_FINDINGS], *more])
-
-
-def _keys(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _explained(error: ValidationError, origin: Origin) -> RecipeError:
-    """Turn pydantic's findings into one error, each finding on a line with its place."""
-    lines: list[str] = []
-    known: list[str] = []
-    findings = error.errors()
-    for finding in findings:
-        place = tuple(part for part in finding["loc"] if isinstance(part, int) or not part.startswith("function-"))
-        # A list whose items are wrong is also said to be too short, for want of items that are right.
-        if finding["type"] == "too_short" and any(
-            other["loc"][: len(finding["loc"])] == finding["loc"] for other in findings if other != finding
-        ):
-            continue
-        what = finding["msg"].removeprefix("Value error, ")
-        if finding["type"] == "extra_forbidden":
-            parts: dict[str, type[BaseModel]] = {"models": ModelEntry, "exclude": Exclusion}
-            known = _keys(parts.get(str(place[0]), Recipe) if len(place) > 1 else Recipe)
-            guess = did_you_mean(str(place[-1]), known)
-            what = f"there is no such key here{'; ' + guess if guess else ''}"
-        elif finding["type"] in _EXPECTED:
-            given = "nothing" if finding["input"] is None else repr(str(finding["input"])[:40])
-            what = f"expected {_EXPECTED[finding['type']]}, got {given}"
-        elif finding["type"] == "missing":
-            what = "is missing"
-        lines.append(f"{origin.at(*place)}: {what}")
-    return RecipeError(_joined(lines), hint=f"known keys: {', '.join(known)}" if known else None)
 
 
 def _check_parameters(recipe: Recipe, method: Method, origin: Origin) -> Iterator[str]:
@@ -241,7 +178,7 @@ def _check_parameters(recipe: Recipe, method: Method, origin: Origin) -> Iterato
 
 def _all_parameters() -> frozenset[str]:
     """Return the parameters of any method; to look, every method must be imported."""
-    return _ELSEWHERE.union(*(_keys(find_method(name).params) for name in method_names()))
+    return UNUSED_PARAMETERS.union(*(keys_of(find_method(name).params) for name in method_names()))
 
 
 def _check_prepare(recipe: Recipe, origin: Origin) -> None:
@@ -258,7 +195,7 @@ def _check_prepare(recipe: Recipe, origin: Origin) -> None:
         except ValidationError as error:
             findings = error.errors()
             place = ("prepare", name, *findings[0]["loc"])
-            known = ", ".join(_keys(find_step(name).params))
-            raise RecipeError(f"{origin.at(*place)}: {findings[0]['msg']}", hint=f"{name} takes {known}") from error
+            known = ", ".join(keys_of(find_step(name).params))
+            raise RecipeError(f"{origin.at(*place)}: {said_of(findings[0])}", hint=f"{name} takes {known}") from error
     if recipe.prepare and recipe.base_model is None:
         raise RecipeError(f"{origin.at('prepare')}: steps change task vectors, and without base_model there are none")

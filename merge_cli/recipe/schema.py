@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -32,8 +33,15 @@ def _reference(raw: Any) -> Any:
             )
         path, revision = raw["model"].get("path"), raw["model"].get("revision")
         raw = f"{path}@{revision}" if isinstance(path, str) and revision is not None else path
+    if isinstance(raw, (int, float, date)):
+        # Dates, numbers, yes and no are what YAML makes of words that look like them.
+        given = str(raw).lower() if isinstance(raw, bool) else str(raw)[:40]
+        raise ValueError(
+            f"expected a path or hub id, got {given}, which YAML does not read as text; put quotes around it"
+        )
     if not isinstance(raw, str) or not raw.strip():
-        raise ValueError(f"expected a path or hub id, got {raw!r}")
+        given = "nothing; put quotes around ~ and null where they are a name" if raw is None else repr(raw)[:80]
+        raise ValueError(f"expected a path or hub id, got {given}")
     return raw.strip()
 
 
@@ -96,6 +104,10 @@ class Exclusion(_Part):
         return self
 
 
+def _entry(raw: Any) -> Any:
+    return {"model": raw} if isinstance(raw, str) else raw
+
+
 def _exclusion(raw: Any) -> Any:
     return {"pattern": raw} if isinstance(raw, str) else raw
 
@@ -141,7 +153,9 @@ class Recipe(_Part):
     merge_method: str = Field(description="what to do with the models")
     base_model: Reference | None = Field(None, description="checkpoint from which the models were fine-tuned")
     base_fisher: Reference | None = Field(None, description="checkpoint that holds the base's Fisher diagonal")
-    models: tuple[ModelEntry, ...] = Field(min_length=1, description="the models to merge, in order")
+    models: tuple[Annotated[ModelEntry, BeforeValidator(_entry)], ...] = Field(
+        min_length=1, description="the models to merge, in order"
+    )
     parameters: Parameters = Field(default_factory=dict, description="parameters for all models")
     prepare: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="steps applied in order to each task vector before the method"

@@ -62,6 +62,23 @@ def test_the_home_folder_is_written_as_a_tilde(tmp_path: Path, monkeypatch: pyte
     assert caught.value.hint == f"looked for {tmp_path / 'models' / 'y'}"
 
 
+def test_a_variable_in_a_path_is_what_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELS", str(tmp_path))
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "$MODELS").mkdir()
+    assert locate("$MODELS/x", ()) == locate("${MODELS}/x", ()) == tmp_path / "x"
+    assert locate("$MODELS", (tmp_path,)) == tmp_path / "$MODELS"
+    with pytest.raises(CheckpointError, match="a variable in it is not set"):
+        locate("$NO_SUCH/x", (tmp_path,))
+
+
+def test_what_a_variable_holds_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "token")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        locate("org/$SECRET", (tmp_path,))
+
+
 def test_the_home_of_a_user_that_there_is_not_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"^'~no-such-user/x' does not exist: there is no such user's"):
         locate("~no-such-user/x", (Path("/"),))

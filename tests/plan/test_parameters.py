@@ -105,10 +105,10 @@ def test_a_required_value_that_no_filter_gives_is_named_with_the_tensor(folder: 
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
-        ({"density": 1.5}, "parameters.density: Input should be less than or equal to 1, got 1.5"),
-        ({"weight": "much"}, "parameters.weight: Input should be a valid number"),
-        ({"normalize": 0.5}, "parameters.normalize: Input should be a valid boolean"),
-        ({"trim": "all"}, "parameters.trim: Input should be 'tensor' or 'model', got 'all'"),
+        ({"density": 1.5}, "parameters.density: expected at most 1, got 1.5"),
+        ({"weight": "much"}, "parameters.weight: expected a number, got 'much'"),
+        ({"normalize": 0.5}, "parameters.normalize: expected true or false, got 0.5"),
+        ({"trim": "all"}, "parameters.trim: expected 'tensor' or 'model', got 'all'"),
         ({"trim": [1, 2]}, "parameters.trim: must be the same for every tensor, got a list or filters"),
         ({"elect": [{"value": "count"}]}, "parameters.elect: must be the same for every tensor"),
     ],

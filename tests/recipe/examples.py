@@ -2,6 +2,7 @@
 
 # Name -> text. None of them is anybody's; each shows a habit of published recipes.
 GOOD = {
+    "models as names": "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\n",
     "base listed among the models, with no parameters": """
 models:
   - model: org/base-7b
@@ -107,7 +108,7 @@ BAD = {
     "unknown method": "merge_method: averaging\nmodels: [{model: a}]",
     "no models": "merge_method: linear",
     "models empty": "merge_method: linear\nmodels: []",
-    "models as names": "merge_method: linear\nmodels: [a, b]",
+    "models as numbers": "merge_method: linear\nmodels: [1, 2]",
     "model without its key": "merge_method: linear\nmodels: [{parameters: {weight: 1}}]",
     "unknown key": "merge_method: linear\nmodels: [{model: a}]\ndype: float32",
     "unknown key of a model": "merge_method: linear\nmodels: [{model: a, weight: 1}]",

@@ -1,11 +1,14 @@
 """A recipe is checked in its form, and what is wrong is named with its line."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from merge_cli.errors import RecipeError
+from merge_cli.methods import method_names
 from merge_cli.recipe import Choice, Recipe, check_recipe, load_recipe, parse_recipe
+from merge_cli.recipe.elsewhere import UNREAD_METHODS
 
 LINEAR = "merge_method: linear\nmodels:\n  - model: a\n    parameters: {weight: 1}\n"
 
@@ -125,23 +128,80 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
         ("merge_method: linear\n", "r.yml: models: is missing"),
         ("merge_method: linear\nmodels: []\n", "r.yml:2: models: expected a list of at least one"),
         ("merge_method: linear\nmodels: {model: a}\n", "r.yml:2: models: expected a list"),
-        ("merge_method: linear\nmodels: [a]\n", "r.yml:2: models.0: expected a mapping, got 'a'"),
+        ("merge_method: linear\nmodels: [7]\n", "r.yml:2: models.0: expected a mapping, got 7"),
         ("merge_method: linear\nmodels:\n", "r.yml:2: models: expected a list, got nothing"),
         ("merge_method: linear\nmodels: [{model: 3}]\n", "r.yml:2: models.0.model: expected a path or hub id, got 3"),
         ("merge_method: linear\nmodels: [{model: ''}]\n", "expected a path or hub id"),
         (LINEAR + "parameters: {normalize: []}\n", "r.yml:5: parameters.normalize: the list is empty"),
-        (LINEAR + "seed: -1\n", "r.yml:5: seed"),
-        (LINEAR + "seed: many\n", "r.yml:5: seed"),
+        (LINEAR + "seed: -1\n", "r.yml:5: seed: expected at least 0, got -1"),
+        (LINEAR + "seed: many\n", "r.yml:5: seed: expected a whole number, got 'many'"),
+        (LINEAR + "seed: 1.5\n", "r.yml:5: seed: expected a whole number, got 1.5"),
+        (LINEAR + "save_precision: maybe\n", "r.yml:5: save_precision: expected true or false, got 'maybe'"),
+        (
+            LINEAR + "    weight: 0.4\n",
+            "r.yml:5: models.0.weight: there is no such key here; did you mean `parameters: {",
+        ),
+        (LINEAR + "density: 0.4\n", "density: there is no such key here; did you mean `parameters: {density: 0.4}`?"),
+        (LINEAR + "normalize: true\n", "did you mean `parameters: {normalize: true}`?"),
         (LINEAR + "base_fisher: f\n", "base_fisher is given without base_model"),
         (LINEAR + "prepare: {dare: {drop_rate: 0.5}}\n", "r.yml:5: prepare: steps change task vectors"),
         (LINEAR + "base_model: b\nprepare:\n  dar: {}\n", "r.yml:7: prepare.dar: there is no such step"),
-        (LINEAR + "base_model: b\nprepare:\n  dare: {drop_rate: 2}\n", "r.yml:7: prepare.dare.drop_rate"),
+        (
+            LINEAR + "base_model: b\nprepare:\n  dare: {drop_rate: 2}\n",
+            "prepare.dare.drop_rate: expected at most 1, got 2",
+        ),
         (LINEAR + "base_model: b\nprepare:\n  dare: {density: 2}\n", "hint: dare takes drop_rate, rescale"),
         (LINEAR + "base_model: b\nprepare:\n  keep_largest: {}\n", "prepare.keep_largest.density"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(text: str, says: str) -> None:
     assert says in refused(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["2024-11-05", "2024-11-05 10:00:00", "123", "1.5", "1_000", "0x1F", "no", "on", "true"]
+)
+@pytest.mark.parametrize(
+    "place", ["models: [{{model: {}}}]", "base_model: {}\nmodels: [a]", "models: [{{model: a, fisher: {}}}]"]
+)
+def test_a_name_that_yaml_takes_for_something_else_asks_for_quotes(name: str, place: str) -> None:
+    text = "merge_method: linear\nparameters: {weight: 1}\n"
+    said = refused(f"{text}{place.format(name)}\n")
+    assert "expected a path or hub id, got " in said
+    assert "put quotes around it" in said
+    parse_recipe(text + place.format(f"'{name}'"))
+
+
+def test_a_name_that_yaml_takes_for_nothing_asks_for_quotes() -> None:
+    assert "put quotes around ~ and null" in refused("merge_method: linear\nmodels: [{model: ~}]\n")
+
+
+def test_a_model_may_be_given_by_its_path_alone() -> None:
+    text = "merge_method: linear\nmodels:\n  - ./one\n  - model: two\nparameters: {weight: 0.5}\n"
+    assert [entry.model for entry in parse_recipe(text).models] == ["./one", "two"]
+    assert "a model with a LoRA adapter ('a+b')" in refused(text.replace("./one", "a+b"))
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("merge_method: della\n", "hint: dare_ties "),
+        ("merge_method: nuslerp\n", "hint: slerp "),
+        ("merge_method: breadcrumbs\n", "keep_largest"),
+        ("merge_method: model_stock\n", "hint: task_arithmetic "),
+        ("tokenizer_source: union\n", "hint: remove the key: the output gets the base's tokenizer"),
+        ("slices: []\n", "interpolated over the layers"),
+        ("base_model: a+b\n", "merge_and_unload"),
+    ],
+)
+def test_what_is_not_there_yet_comes_with_what_to_do_instead(text: str, instead: str) -> None:
+    assert instead in refused(text)
+
+
+def test_a_method_that_is_there_is_not_said_to_be_missing() -> None:
+    assert not UNREAD_METHODS.keys() & set(method_names())
+    for name, instead in UNREAD_METHODS.items():
+        assert set(method_names()) & set(re.findall(r"\w+", instead)), name
 
 
 def test_all_that_is_wrong_is_named_at_once() -> None:
