@@ -291,6 +291,8 @@ def test_the_report_says_what_its_numbers_come_to() -> None:
         "task arithmetic is expected to be worse than the average (mismatch 12, 5)",
         "gradient matching has a mismatch of 0 by construction; --data measures what it has in truth",
     )
+    [removal] = mismatch_report(sums, removes=True).verdicts()
+    assert removal.startswith("gradient matching has a mismatch of 0 by construction")
     boxed = mismatch_report({"w": {**sums["layers.0.w"], "mismatch_gradient_matching": 4.0}})
     assert boxed.forecast == ("linear", "task_arithmetic", "gradient_matching")
     assert len(boxed.verdicts()) == 1

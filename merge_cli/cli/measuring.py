@@ -240,7 +240,8 @@ def mismatch(
         measured = measure_mismatch(planned, data, settings, prior_precision=prior, say=_say if shown else _say_nothing)
         render.warnings(measured.warnings)
     values, losses = (measured.values, measured.losses) if measured else (None, None)
-    render.mismatch(mismatch_report(found.sums, values, losses), as_json=as_json)
+    removes = any(min(getattr(task.params, "weight", (0.0,))) < 0 for task in planned.merged)
+    render.mismatch(mismatch_report(found.sums, values, losses, removes=removes), as_json=as_json)
 
 
 def _say(text: str) -> None:

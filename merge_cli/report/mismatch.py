@@ -28,12 +28,14 @@ class MismatchReport:
         measured: Quantity -> scheme -> what was measured on data; empty without data.
         losses: Data set -> scheme, or ``alone`` for the model that was trained on it -> mean loss of an example, in
             nats; empty without data.
+        removes: Whether a weight is negative: then neither a small mismatch nor a small loss makes a merge better.
     """
 
     layers: Mapping[str, Mapping[str, float]]
     total: Mapping[str, float]
     measured: Mapping[str, Mapping[str, float | None]]
     losses: Mapping[str, Mapping[str, float]]
+    removes: bool = False
 
     @property
     def forecast(self) -> tuple[str, ...]:
@@ -47,15 +49,19 @@ class MismatchReport:
 
     def verdicts(self) -> tuple[str, ...]:
         """Say in sentences what the numbers come to."""
-        arithmetic, average = self.total["task_arithmetic"], self.total["linear"]
-        how = compared(arithmetic, average)
-        said = [f"task arithmetic is expected to be {how} the average (mismatch {arithmetic:.4g}, {average:.4g})"]
+        said = []
+        if not self.removes:
+            arithmetic, average = self.total["task_arithmetic"], self.total["linear"]
+            how = compared(arithmetic, average)
+            said.append(
+                f"task arithmetic is expected to be {how} the average (mismatch {arithmetic:.4g}, {average:.4g})"
+            )
         if "gradient_matching" not in self.forecast:
             said.append("gradient matching has a mismatch of 0 by construction; --data measures what it has in truth")
         return (*said, *self._measured_verdict())
 
     def _measured_verdict(self) -> Iterator[str]:
-        if not self.losses:
+        if not self.losses or self.removes:
             return
         means = {name: math.fsum(each[name] for each in self.losses.values()) / len(self.losses) for name in SCHEMES}
         best, *others = sorted(SCHEMES, key=means.__getitem__)
@@ -83,6 +89,8 @@ def mismatch_report(
     sums: Mapping[str, Mapping[str, float]],
     measured: Mapping[str, Mapping[str, float | None]] | None = None,
     losses: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    removes: bool = False,
 ) -> MismatchReport:
     """Group the sums over tensors by layer.
 
@@ -90,6 +98,7 @@ def mismatch_report(
         sums: Tensor -> what gradient matching summed over it.
         measured: Quantity -> scheme -> what was measured on data.
         losses: Data set -> scheme or ``alone`` -> mean loss of an example.
+        removes: Whether a weight is negative.
     """
     squares: dict[str, dict[str, float]] = {}
     for name in sorted(sums, key=natural_key):
@@ -98,4 +107,4 @@ def mismatch_report(
             layer[scheme] += sums[name].get(f"mismatch_{scheme}", 0.0)
     total = {scheme: math.sqrt(sum(layer[scheme] for layer in squares.values())) for scheme in SCHEMES}
     layers = {name: {scheme: math.sqrt(x) for scheme, x in layer.items()} for name, layer in squares.items()}
-    return MismatchReport(layers, total, measured or {}, losses or {})
+    return MismatchReport(layers, total, measured or {}, losses or {}, removes)

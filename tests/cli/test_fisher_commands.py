@@ -124,7 +124,13 @@ def test_mismatch_is_measured_where_data_is_given(here: Path, run: Run) -> None:
     measured = json.loads(done.out)["measured"]
     assert list(measured) == ["gradient_mismatch", "joint_gradient", "loss_increase", "fidelity"]
     assert all(set(each) == {"linear", "task_arithmetic", "gradient_matching"} for each in measured.values())
-    shown = run("mismatch", "r.yml", "--data", "math.jsonl", "--data", "code.jsonl", "--examples", 2).out
+    rows = [json.loads(line) for line in (here / "code.jsonl").read_text().splitlines()]
+    save_rows(here / "b.jsonl", [{"sentence": row["text"], "category": row["label"]} for row in rows])
+    other = "b.jsonl:text=sentence,label=category"
+    shown = run("mismatch", "r.yml", "--data", "math.jsonl", "--data", other, "--examples", 2).out
+    assert "mean loss of an example, nats" in shown
+    assert "0 by construction" in shown
+    assert "nats per example" in shown
     assert "measured on data" in shown
     assert "fidelity" in shown
     assert run("mismatch", "r.yml", "--data", "math.jsonl").code == 2

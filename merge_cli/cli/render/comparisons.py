@@ -33,16 +33,19 @@ def mismatch(found: MismatchReport, *, as_json: bool) -> None:
     for layer, numbers in {**found.layers, "total": found.total}.items():
         table.add_row(layer, *(f"{numbers[scheme]:.4g}" for scheme in found.forecast))
     console.print(table)
+    typer.echo("")
     if found.losses:
         losses = new_table("mean loss of an example, nats", "alone", *map(title_of, SCHEMES))
         for data, means in found.losses.items():
             losses.add_row(printable(data), *(f"{means[scheme]:.4g}" for scheme in ("alone", *SCHEMES)))
         console.print(losses)
+        typer.echo("")
     if found.measured:
         measured = new_table("measured on data, all examples", *map(title_of, SCHEMES))
         for what, values in found.measured.items():
             measured.add_row(_UNITS.get(what, what), *("-" if x is None else f"{x:.4g}" for x in values.values()))
         console.print(measured)
+        typer.echo("")
     for sentence in found.verdicts():
         typer.echo(sentence)
 
