@@ -15,12 +15,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from merge_cli.errors import (
+    BusyError,
     CheckpointError,
     Interrupted,
     MergeError,
     RecipeError,
     ResourceError,
     VerificationError,
+    WriteError,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "FisherSettings",
     "Interrupted",
@@ -62,6 +65,7 @@ __all__ = [
     "ResourceError",
     "Verification",
     "VerificationError",
+    "WriteError",
     "__version__",
     "build_plan",
     "estimate_fisher",

@@ -4,11 +4,14 @@ MergeError
 ├── RecipeError         2   the recipe or the command line is wrong
 ├── CheckpointError     3   an input cannot be used
 ├── ResourceError       4   not enough disk or memory
+│   ├── WriteError      6   an output cannot be written where it was asked for
+│   └── BusyError      75   another process is at work there; try again
 ├── VerificationError   5   an output is not what it claims to be
 └── Interrupted       130   stopped by the user
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 _MOST_LINE = 2000
@@ -51,6 +54,18 @@ class ResourceError(MergeError):
     exit_code = 4
 
 
+class WriteError(ResourceError):
+    """The system does not let an output be written where it was asked for."""
+
+    exit_code = 6
+
+
+class BusyError(ResourceError):
+    """Another process is at work on the same output; the code is that of a temporary failure in sysexits.h."""
+
+    exit_code = 75
+
+
 class VerificationError(MergeError):
     """An output is not what it claims to be."""
 
@@ -61,6 +76,28 @@ class Interrupted(MergeError):
     """The user stopped the work."""
 
     exit_code = 130
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What the machine lacks or has lost; of anything else the place is at fault, or who may write there.
+_LACKING = _FULL | {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EIO, errno.ENOLCK}
+
+
+def of_system(error: OSError, path: object = None) -> ResourceError:
+    """Return what is raised where the system does not let an output be written, or work be done at all.
+
+    Args:
+        error: What the system says.
+        path: What was to be written; default: the file that the error names.
+    """
+    place = path if path is not None else error.filename
+    what = f"cannot write {place}" if path is not None else f"the system refuses{f' {place}' if place else ''}"
+    message = f"{what}: {error.strerror or error}"
+    if error.errno in _FULL:
+        return ResourceError(message, hint="free some disk space or write elsewhere")
+    if error.errno in _LACKING:
+        return ResourceError(message)
+    return WriteError(message, hint="choose another place for the output, or see who may write there")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.turning import writing
-from merge_cli.errors import RecipeError, ResourceError
+from merge_cli.errors import BusyError, RecipeError, ResourceError
 
 LOCK = ".lock"
 # What the lock file of a folder of ours holds: any program may make a file of that name.
@@ -29,7 +29,8 @@ def locked(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
 
     Raises:
         RecipeError: If the folder was not made by such a run, or is a link.
-        ResourceError: If another process holds it, or it cannot be made.
+        BusyError: If another process holds it.
+        ResourceError: If it cannot be made.
     """
     with writing(folder):
         if folder.is_symlink():
@@ -42,7 +43,7 @@ def locked(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
         with writing(folder):
             # Its holder may have committed between our opening and locking it, and its name gone with the folder.
             if not files.lock(fd) or not is_in(fd, folder):
-                raise ResourceError(busy, hint="wait for it, or stop it")
+                raise BusyError(busy, hint="wait for it, or stop it")
         files.write_all(fd, memoryview(_MARK), 0, folder / LOCK)
         yield fd
     finally:

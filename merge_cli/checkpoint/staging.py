@@ -10,7 +10,7 @@ from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_dige
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.locking import LOCK, clear_locked, discard_locked, is_in, is_marked, locked
 from merge_cli.checkpoint.turning import writing
-from merge_cli.errors import CheckpointError, RecipeError, ResourceError, listed
+from merge_cli.errors import BusyError, CheckpointError, RecipeError, listed
 
 # In OUT.partial: what is called OUT.replaced is the checkpoint that the new one replaces. In OUT: so is OUT.partial.
 _REPLACING = ".replacing"
@@ -42,7 +42,8 @@ class Staging:
             clear: Whether what a run that died has left in it is removed.
 
         Raises:
-            ResourceError: If another process is working in it, or it cannot be made.
+            BusyError: If another process is working in it.
+            ResourceError: If it cannot be made.
             RecipeError: If OUT exists and may not be replaced, or if the folder was not made by such a run.
         """
         self.finish()
@@ -120,7 +121,7 @@ class Staging:
         """Remove what a run has left that was killed after it had given OUT its name.
 
         Raises:
-            ResourceError: If it is still at work.
+            BusyError: If it is still at work.
         """
         lock = self.out / LOCK
         with writing(self.out):
@@ -129,7 +130,7 @@ class Staging:
             fd = self._files.open_write(lock)
             try:
                 if not self._files.lock(fd):
-                    raise ResourceError(f"another process is writing {self.out}", hint="wait for it, or stop it")
+                    raise BusyError(f"another process is writing {self.out}", hint="wait for it, or stop it")
                 self._clean()
             finally:
                 self._files.close(fd)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from merge_cli.errors import CheckpointError, MergeError, ResourceError
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from merge_cli.errors import CheckpointError, MergeError, ResourceError, of_system
 
 
 class _Turning:
@@ -53,11 +50,10 @@ def reading_back() -> Iterator[None]:
 
 
 class writing(_Turning):
-    """Turn an OSError of the block into a ResourceError that names the file."""
+    """Turn an OSError of the block into a ResourceError, or one of its kinds, that names the file."""
 
     __slots__ = ()
 
     def turned(self, error: OSError) -> MergeError:
         """Return what is raised instead."""
-        hint = "free some disk space or write elsewhere" if error.errno in _FULL else None
-        return ResourceError(f"cannot write {self._path}: {error.strerror or error}", hint=hint)
+        return of_system(error, self._path)

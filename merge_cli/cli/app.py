@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import gc
+import io
 import json
 import os
 import signal
@@ -15,23 +15,35 @@ from typing import Annotated, NoReturn
 import typer
 
 from merge_cli import __version__
+from merge_cli.cli.help import Command, epilog, root_epilog
 from merge_cli.cli.looking import inspect, methods, schema, verify
 from merge_cli.cli.measuring import fisher, mismatch
 from merge_cli.cli.merging import merge, plan
 from merge_cli.cli.trying import demo
-from merge_cli.errors import Interrupted, MergeError, ResourceError, shown
+from merge_cli.errors import Interrupted, MergeError, ResourceError, WriteError, of_system, shown
 
 app = typer.Typer(
     name="merge-cli",
     help="Merge fine-tuned neural networks in parameter space.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=root_epilog(),
 )
-for command in (merge, plan, verify, mismatch, methods, inspect, schema):
-    app.command()(command)
-app.add_typer(fisher, name="fisher")
-app.command()(demo)
+_COMMANDS = (
+    (merge, "Merge the models of a recipe"),
+    (plan, "Check a recipe, show what it would do"),
+    (verify, "Check a merged checkpoint"),
+    (mismatch, "Forecast gradient matching, layer by layer"),
+    (methods, "List and describe the merge methods"),
+    (inspect, "Show what is in a checkpoint or a Fisher"),
+    (schema, "Print the JSON Schema of a recipe"),
+    (demo, "Train, merge and compare small models"),
+)
+for command, short in _COMMANDS:
+    app.command(cls=Command, epilog=epilog(command.__name__), short_help=short)(command)
+app.add_typer(fisher, name="fisher", short_help="Measure or import a Fisher diagonal")
 
 
 def _print_version(wanted: bool) -> None:
@@ -43,12 +55,16 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool, typer.Option("--version", "-V", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Merge fine-tuned neural networks in parameter space."""
 
 
+# As a shell says of a program that ended because nobody reads on.
+_PIPE_CLOSED = 128 + signal.SIGPIPE
+_LOADER = ("failed to map segment", "annot allocate memory", "oo many open files", "out of memory")
+_LIMITS = "raise the limits of memory or open files (ulimit -a shows them)"
 _STOPPING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -75,16 +91,32 @@ def main() -> None:
         # Whoever started the program may have asked for a signal to be ignored, as nohup and `&` in scripts do.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        # A console that cannot show a letter shows a question mark.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app(standalone_mode=True)
     except MergeError as error:
         _fail(error, error.exit_code, error)
+    except OSError as error:
+        _fail(of_system(error), of_system(error).exit_code, error)
+    except ImportError as error:
+        # So the loader says that it has not the memory or the descriptors for a library.
+        if not any(word in str(error) for word in _LOADER):
+            raise
+        _fail(ResourceError(f"a library cannot be loaded: {error}"[:300], hint=_LIMITS), 4, error)
     except MemoryError as error:
         _fail(ResourceError("out of memory", hint="give a smaller --memory, or fewer --threads"), 4, error)
     except _Stopped as stopped:
         kept = getattr(stopped, "__notes__", [])
         message = _STOPPING[stopped.number] if kept else f"{_STOPPING[stopped.number]}; nothing was written"
         _fail(Interrupted(message), 128 + stopped.number, stopped)
+    except SystemExit:
+        # Typer takes a reader that has gone for a failure of its own, and stdout out of use.
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            raise SystemExit(_PIPE_CLOSED) from None
+        raise
 
 
 def program() -> NoReturn:
@@ -98,10 +130,17 @@ def program() -> NoReturn:
         main()
     except SystemExit as ended:
         code = ended.code
+    # All is said and done: a signal that comes now has nothing to stop.
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
+        try:
             stream.flush()
+        except BrokenPipeError:
+            code = code or _PIPE_CLOSED
+        except OSError:
+            code = code or WriteError.exit_code
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 

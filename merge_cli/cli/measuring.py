@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from merge_cli.cli.help import Command, epilog
 from merge_cli.cli.merging import AsJson, Device, Memory, Overrides, RecipePath, ShardSize, Threads, make_plan
 from merge_cli.errors import RecipeError, did_you_mean
 
@@ -21,7 +22,7 @@ class _MeasuresByDefault(TyperGroup):
     """Takes ``fisher MODEL ...`` as ``fisher measure MODEL ...``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+        if args and args[0] not in self.commands:
             args = ["measure", *args]
         return super().parse_args(ctx, args)
 
@@ -30,7 +31,7 @@ fisher = typer.Typer(
     cls=_MeasuresByDefault,
     no_args_is_help=True,
     help="Measure the Fisher diagonal of a model: `merge-cli fisher MODEL --data DATA --out DIR`.",
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
 )
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the Fisher.", show_default=False)]
@@ -63,7 +64,7 @@ _TrustRemoteCode = Annotated[
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="Path or hub id.", show_default=False)]
 
 
-@fisher.command()
+@fisher.command(cls=Command, epilog=epilog("measure"))
 def measure(
     model: _Model,
     data: Annotated[str, typer.Option(metavar="DATA", help="json, jsonl, csv, parquet, text, folder or hub id.")],
@@ -127,7 +128,7 @@ def measure(
     tell(report, quiet=quiet, as_json=as_json)
 
 
-@fisher.command("import")
+@fisher.command("import", cls=Command, epilog=epilog("import"))
 def import_(
     model: _Model,
     source: Annotated[

@@ -13,6 +13,7 @@ from merge_cli.units import parse_bytes
 
 if TYPE_CHECKING:
     from merge_cli.plan import MergePlan
+    from merge_cli.recipe import Recipe
 
 
 def parse_size(text: str) -> int:
@@ -23,7 +24,9 @@ def parse_size(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe, a YAML file.", show_default=False)]
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="Recipe, a YAML file; - for standard input.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PLACE=VALUE", help="Change a value: models.0.parameters.weight=0.3. Repeatable."),
@@ -36,7 +39,7 @@ AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Accept 
 Strict = Annotated[
     bool, typer.Option("--strict", help="Make a warning that is known before the merge an error, exit code 2.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", "-j", help="Print JSON to standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show more.")]
 
 
@@ -44,7 +47,7 @@ def merge(
     recipe: RecipePath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the merged checkpoint.", show_default=False)],
     overrides: Overrides = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace what an earlier merge wrote there.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin again, and throw away what a stopped run has left.")
     ] = False,
@@ -150,6 +153,17 @@ def plan(
     render.plan(planned, as_json=as_json, every_tensor=verbose, found=found)
 
 
+def _recipe(path: Path, overrides: tuple[str, ...]) -> Recipe:
+    """Load a recipe from its file, or from standard input where that is what ``-`` says."""
+    from merge_cli.recipe import load_recipe, parse_recipe
+    from merge_cli.recipe.source import read_text
+
+    if str(path) != "-":
+        return load_recipe(path, overrides=overrides)
+    text = read_text(Path("/dev/stdin"))
+    return parse_recipe(text, name="standard input", folder=Path.cwd(), overrides=overrides)
+
+
 def make_plan(
     recipe: Path,
     overrides: list[str] | None,
@@ -161,7 +175,6 @@ def make_plan(
 ) -> MergePlan:
     """Load a recipe and plan it, from what the command line says."""
     from merge_cli.plan import build_plan
-    from merge_cli.recipe import load_recipe
     from merge_cli.stream import choose_device
 
     gc.freeze()
@@ -169,7 +182,7 @@ def make_plan(
     # Before the plan, for which the models may have to be downloaded.
     choose_device(device)
     planned = build_plan(
-        load_recipe(recipe, overrides=overrides or ()),
+        _recipe(recipe, tuple(overrides or ())),
         memory=parse_size(memory),
         threads=threads,
         shard_size=parse_size(shard_size),

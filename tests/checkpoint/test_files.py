@@ -148,10 +148,10 @@ def test_only_failures_of_the_system_are_translated(guard: Callable[[Path], Merg
 
 def test_a_folder_can_be_synced_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
     Files().sync_folder(tmp_path)
-    with pytest.raises(ResourceError, match=rf"^cannot write {tmp_path / 'no'}: No such file or directory$"):
+    with pytest.raises(ResourceError, match=rf"^cannot write {tmp_path / 'no'}: No such file or directory\n"):
         Files().sync_folder(tmp_path / "no")
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError, match=r"Not a directory$"):
+    with pytest.raises(ResourceError, match=r"Not a directory\n"):
         Files().sync_folder(tmp_path / "file")
 
 

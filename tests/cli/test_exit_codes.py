@@ -19,8 +19,14 @@ def test_done_is_zero(run: Run, folder: Path) -> None:
 
 
 def test_every_kind_of_error_has_a_code_of_its_own() -> None:
-    kinds = [errors.RecipeError, errors.CheckpointError, errors.ResourceError, errors.VerificationError]
-    assert [kind.exit_code for kind in [*kinds, errors.Interrupted]] == [2, 3, 4, 5, 130]
+    kinds: list[type[MergeError]] = [
+        errors.RecipeError,
+        errors.CheckpointError,
+        errors.ResourceError,
+        errors.VerificationError,
+    ]
+    kinds += [errors.WriteError, errors.BusyError, errors.Interrupted]
+    assert [kind.exit_code for kind in kinds] == [2, 3, 4, 5, 6, 75, 130]
 
 
 @pytest.mark.parametrize(

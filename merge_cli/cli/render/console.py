@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -14,12 +15,23 @@ from merge_cli.errors import printable
 _WIDE = 10_000
 
 
+class _Console(Console):
+    """A console whose reader may go away, as ``head`` does."""
+
+    def on_broken_pipe(self) -> None:
+        """End the program as a shell says of one that nobody reads any more."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(128 + signal.SIGPIPE) from None
+
+
 def new_console(*, to_stderr: bool = False) -> Console:
     """Return a console that does not wrap or colour what goes into a pipe."""
     terminal = (sys.stderr if to_stderr else sys.stdout).isatty()
     # Tables are cut to the width of the console, which is 80 in a pipe whatever reads it.
     width = None if terminal else _WIDE
-    return Console(stderr=to_stderr, highlight=False, soft_wrap=not terminal, width=width, emoji=False, markup=False)
+    return _Console(stderr=to_stderr, highlight=False, soft_wrap=not terminal, width=width, emoji=False, markup=False)
 
 
 def new_table(*headings: str) -> Table:
