@@ -89,7 +89,8 @@ def merge(
     staging.finish()
     digests = None if force else finished(plan, out, files)
     if digests is not None:
-        return _unchanged(plan, out, digests, seconds=time.perf_counter() - began)
+        report = _unchanged(plan, out, digests, seconds=time.perf_counter() - began)
+        return _with_what_is_left(report, staging)
     plan = examined(plan, files=files)
     if strict:
         refuse_warnings(plan)
@@ -106,7 +107,13 @@ def merge(
         except BaseException as error:
             _leave(staging, error, files)
             raise
-    return _report(plan, out, written, seconds=time.perf_counter() - began)
+    return _with_what_is_left(_report(plan, out, written, seconds=time.perf_counter() - began), staging)
+
+
+def _with_what_is_left(report: MergeReport, staging: Staging) -> MergeReport:
+    if staging.left is None:
+        return report
+    return replace(report, warnings=(*report.warnings, f"{staging.left}; the same command tries again"))
 
 
 def examined(plan: MergePlan, *, files: Files | None = None) -> MergePlan:

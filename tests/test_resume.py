@@ -467,3 +467,26 @@ def test_torch_cannot_get_the_memory_for_its_buffers(
     with pytest.raises(MemoryError):
         merge(plan, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+class NotRemoved(Seam):
+    """A disk on which nothing of a complete output can be removed."""
+
+    def around(self, call: Call, make: Callable[..., Any]) -> Any:
+        if call.name == "remove" and call.path.parent.name == "out":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return make(*call.arguments)
+
+
+def test_what_cannot_be_cleared_away_from_a_complete_output_is_told_and_goes_the_next_time(
+    models: Path, tmp_path: Path
+) -> None:
+    plan, out = planned(models, TIES), tmp_path / "out"
+    said = f"what the run kept in {out} could not all be removed: Input/output error; the same command tries again"
+    assert said in merge(plan, out, files=NotRemoved()).warnings
+    assert (out / ".lock").exists()
+    assert said in merge(plan, out, files=NotRemoved()).warnings
+    report = merge(plan, out)
+    assert report.unchanged
+    assert said not in report.warnings
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]

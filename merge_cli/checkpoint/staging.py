@@ -33,6 +33,7 @@ class Staging:
         self._force = force
         self._lock: int | None = None
         self._committed = False
+        self._left: str | None = None
 
     @contextlib.contextmanager
     def open(self, *, clear: bool = True) -> Iterator[Path]:
@@ -102,13 +103,16 @@ class Staging:
     def _clean(self) -> None:
         """Remove what OUT was replaced from, then this run's own files in OUT, those last that tell of the former."""
         # The output is there and complete: whatever fails from here on is no reason to call it otherwise.
-        with contextlib.suppress(OSError):
+        self._left = None
+        try:
             names = self._files.names(self.out)
             if _REPLACING in names:
                 self._remove_old()
             for name in sorted(_OWN, key=lambda name: (name == LOCK, name == _REPLACING)):
                 if name in names:
                     self._files.remove(self.out / name)
+        except OSError as error:
+            self._left = f"what the run kept in {self.out} could not all be removed: {error.strerror or error}"
 
     def _remove_old(self) -> None:
         if self._replaced.exists():
@@ -116,6 +120,11 @@ class Staging:
         # It was exchanged and not renamed yet.
         if self.folder.exists() and LOCK not in self._files.names(self.folder):
             self._files.remove_folder(self.folder)
+
+    @property
+    def left(self) -> str | None:
+        """What a complete OUT could not be cleared of, in a sentence; the next run tries again."""
+        return self._left
 
     def finish(self) -> None:
         """Remove what a run has left that was killed after it had given OUT its name.
