@@ -96,20 +96,7 @@ def import_fisher(settings: ImportSettings, out: Path, *, force: bool = False, s
     with _reading(settings, checkpoint) as (moments, reader):
         scale, told = _ivon_scale(settings, moments) if settings.kind is Kind.IVON else _adam_scale(settings, moments)
         named = _by_stored_name(checkpoint, moments.values)
-        metadata = {
-            "format": "pt",
-            "kind": "fisher",
-            "estimator": str(settings.kind),
-            "reduction": "mean",
-            "examples": told["train_examples"],
-            "draws": "0",
-            "labels": "true",
-            "source": settings.source.name,
-            "model": settings.model,
-            "model_identity": model_identity(checkpoint),
-            "merge_cli": __version__,
-            **told,
-        }
+        metadata = _metadata(settings, checkpoint, told)
         for name in named.parameters:
             _check_values(settings.source, name, named.read(reader, name), scale)
         staging = Staging(out, force=force)
@@ -121,6 +108,14 @@ def import_fisher(settings: ImportSettings, out: Path, *, force: bool = False, s
             write_digests(folder, Files(), sync=sync)
         staging.commit(sync=sync)
     return metadata
+
+
+def _metadata(settings: ImportSettings, checkpoint: Checkpoint, told: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "format": "pt", "kind": "fisher", "estimator": str(settings.kind), "reduction": "mean",
+        "examples": told["train_examples"], "draws": "0", "labels": "true", "source": settings.source.name,
+        "model": settings.model, "model_identity": model_identity(checkpoint), "merge_cli": __version__, **told,
+    }  # fmt: skip
 
 
 @contextlib.contextmanager
