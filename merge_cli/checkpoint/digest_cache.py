@@ -45,7 +45,7 @@ def remember_digests(found: Mapping[FileIdentity, str], *, began_ns: int) -> Non
         for each, sha256 in found.items()
         if began_ns - max(each.mtime_ns, each.place[2]) > _SETTLED_NS
     }
-    path = _path()
+    path = cache_file()
     if path is None or not fresh:
         return
     # Of two runs that write at once one loses, and hashes again some time.
@@ -63,7 +63,7 @@ def remember_digests(found: Mapping[FileIdentity, str], *, began_ns: int) -> Non
             raise
 
 
-def _path() -> Path | None:
+def cache_file() -> Path | None:
     """Return where the cache is, as the XDG base directory specification says; None where there is no home."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     try:
@@ -74,7 +74,7 @@ def _path() -> Path | None:
 
 
 def _read() -> dict[str, str]:
-    path = _path()
+    path = cache_file()
     try:
         if path is None or path.stat().st_size > _MOST_BYTES:
             return {}

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from merge_cli import __version__
+from merge_cli.cli.doctor import doctor
 from merge_cli.cli.help import Command, epilog, root_epilog
 from merge_cli.cli.looking import inspect, methods, schema, verify
 from merge_cli.cli.measuring import fisher, mismatch
@@ -40,6 +41,7 @@ _COMMANDS = (
     (inspect, "Show what is in a checkpoint or a Fisher"),
     (schema, "Print the JSON Schema of a recipe"),
     (demo, "Train, merge and compare small models"),
+    (doctor, "Show versions, kernels, GPU, caches, leftovers"),
 )
 for command, short in _COMMANDS:
     app.command(cls=Command, epilog=epilog(command.__name__), short_help=short)(command)

@@ -19,6 +19,7 @@ _EXAMPLES = {
     "inspect": ("merge-cli inspect merged", "merge-cli inspect merged/model.safetensors -v"),
     "schema": ("merge-cli schema > recipe.schema.json",),
     "demo": ("merge-cli demo demo", "merge-cli demo demo --quick"),
+    "doctor": ("merge-cli doctor", "merge-cli doctor results --clean"),
     "measure": (
         "merge-cli fisher ./math --data math.jsonl --out fisher-math",
         "merge-cli fisher ./nli --data nli.csv --text-column premise --text-column hypothesis --out fisher-nli",
