@@ -79,7 +79,7 @@ def estimate_fisher(
         check_replaceable(out, force=False)
     settings.check()
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
-    for folder in working_folders(out):
+    for folder in (*working_folders(out), measuring_folder(out)):
         check_apart(folder, checkpoint.root, f"the model {checkpoint.label}")
     check_replaceable(out, force=force)
     if settings.task is None:

@@ -243,6 +243,15 @@ def test_an_output_is_replaced_only_by_force_and_never_where_it_is_the_model(her
     assert (here / "own" / "config.json").exists()
 
 
+def test_a_model_that_lies_where_sums_are_saved_is_refused_and_left_alone(here: Path, run: Run) -> None:
+    shutil.copytree(here / "base", here / "f.measuring")
+    before = sorted((here / "f.measuring").iterdir())
+    done = run("fisher", "f.measuring", "--data", "base.jsonl", "--out", "f")
+    assert done.code == 2
+    assert "f.measuring is the model f.measuring" in done.err
+    assert sorted((here / "f.measuring").iterdir()) == before
+
+
 def stopping_after(calls: int) -> Callable[..., Any]:
     """Ask this process to terminate while it measures."""
 
