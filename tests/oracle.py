@@ -68,8 +68,13 @@ def slerp(base: Vector, model: Vector, t: float) -> list[float]:
 
 
 def threshold(magnitudes: Vector, density: float) -> float:
-    """The magnitude of the int(density · numel)-th largest entry: 0 where all are kept, infinity where none is."""
+    """The magnitude of the int(density · numel)-th largest entry: 0 where all are kept, infinity where none is.
+
+    Any density but zero keeps the largest entry.
+    """
     kept = int(density * len(magnitudes))
+    if kept == 0 and density > 0:
+        kept = 1
     if kept >= len(magnitudes):
         return 0.0
     return sorted((abs(x) for x in magnitudes), reverse=True)[kept - 1] if kept else math.inf

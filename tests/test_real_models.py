@@ -884,7 +884,7 @@ def test_tokenizer_generation_config_and_other_files_come_from_the_base(
               "modeling_own.py", "LICENSE"}  # fmt: skip
     for name in copied:
         assert (tmp_path / "out" / name).read_bytes() == (folder / "base" / name).read_bytes()
-    made = {"model.safetensors", "config.json", "README.md", "merge_manifest.json", "SHA256SUMS"}
+    made = {"model.safetensors", "config.json", "README.md", "recipe.yml", "merge_manifest.json", "SHA256SUMS"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == copied | made
     assert "A merge of 2 models" in (tmp_path / "out/README.md").read_text()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -113,17 +113,17 @@ Found = list[Array] | Tally
 
 
 def first_search(numel: int, density: float, *, most_collected: int) -> Search | float:
-    """Return how to look for the magnitude from which on the ``int(density * numel)`` largest entries are kept.
+    """Return how to look for the magnitude from which the ``int(density * numel)`` largest entries, or one, stay.
 
     Args:
         numel: Length of the vector.
-        density: Fraction to keep, in [0, 1].
+        density: Fraction to keep, in [0, 1]; only 0 keeps none.
         most_collected: Entries that may be held at once.
 
     Returns:
         A search; or the threshold at once, 0.0 to keep all and infinity to keep none.
     """
-    rank = int(density * numel)
+    rank = max(int(density * numel), int(density > 0))
     if rank >= numel:
         return 0.0
     if rank == 0:

@@ -49,8 +49,8 @@ def measure_rescale(params: DareLinearParams) -> Measure | None:
 
 
 def caution(params: DareLinearParams) -> str:
-    """Say what is unusual about the weights."""
-    return unusual_task_weights(params.weight, scale=params.scale, normalize=params.normalize)
+    """Say what is unusual about weights and density."""
+    return unusual_task_weights(params.weight, scale=params.scale, normalize=params.normalize, density=params.density)
 
 
 METHOD = Method(

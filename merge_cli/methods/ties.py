@@ -64,8 +64,11 @@ METHOD = Method(
     source="Yadav et al. 2023, arXiv 2306.01708",
     differs="the paper trims over the whole model (trim: model), has no weights, and lets a zero sum elect nobody "
     "(zero_sum: none); mergekit breaks ties in magnitude by the order of a sort, here every entry at the threshold is "
-    "kept; mergekit stops where density keeps no entry of a small tensor, here that task vector is then zero",
+    "kept; of each tensor at least one entry is kept, whatever the density but zero",
     measure=_measure,
-    caution=lambda params: unusual_task_weights(params.weight, scale=params.scale, normalize=params.normalize),
+    caution=lambda params: unusual_task_weights(
+        params.weight, scale=params.scale, normalize=params.normalize, density=params.density
+    ),
     numpy=True,
+    version=2,
 )

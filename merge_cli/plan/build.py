@@ -96,7 +96,7 @@ def build_plan(
             *plan_warnings(recipe, inputs, names, method, merged),
             *beside.warnings,
         ),
-        notes=(*plan_notes(inputs, names), *beside.notes),
+        notes=(*plan_notes(recipe, inputs, names, merged), *beside.notes),
     )
 
 

@@ -9,13 +9,14 @@ from merge_cli.checkpoint import DType
 from merge_cli.errors import count_of, listed
 from merge_cli.methods.contract import Method
 from merge_cli.plan.configs import config_notes, config_warnings
+from merge_cli.plan.filters import filter_notes, filter_warnings
 from merge_cli.plan.fishers import stale_expert_warnings
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.model import TensorTask
 from merge_cli.plan.names import Names
 from merge_cli.plan.output import config_donor
 from merge_cli.plan.vocabularies import vocabulary_warnings
-from merge_cli.recipe import Recipe
+from merge_cli.recipe import ModelEntry, Recipe
 
 
 def plan_warnings(
@@ -39,6 +40,8 @@ def plan_warnings(
         )
     yield from _unused(recipe, inputs)
     yield from _listed_twice(inputs)
+    yield from filter_warnings(recipe, [task.place.name for task in merged])
+    yield from _base_with_a_weight(recipe, inputs)
     yield from _cautions(recipe, method, merged)
     yield from config_warnings(inputs.parts, config_donor(inputs, names))
     yield from vocabulary_warnings(inputs)
@@ -47,13 +50,32 @@ def plan_warnings(
         yield f"{inputs.reference.label} has no config.json, so neither has the output; transformers will not load it"
 
 
-def plan_notes(inputs: Inputs, names: Names) -> Iterator[str]:
+def plan_notes(recipe: Recipe, inputs: Inputs, names: Names, merged: Sequence[TensorTask]) -> Iterator[str]:
     """Yield what was set right, or is done because the recipe says so: a strict merge allows these."""
     yield from inputs.notes()
     yield from names.notes
     yield from config_notes(inputs.parts, config_donor(inputs, names))
+    yield from filter_notes(recipe, merged, inputs.entries)
+    without = [entry for entry in _base_entries(recipe, inputs) if not entry.parameters]
+    if without:
+        yield f"{without[0].model} is the base and one of the models: its task vector is zero, so it is left out"
     if names.dropped:
         yield f"{count_of(names.dropped, 'tensor')} left out, as the recipe says"
+
+
+def _base_entries(recipe: Recipe, inputs: Inputs) -> list[ModelEntry]:
+    """Return the models of a recipe that are its base, whose task vectors are zero and are left out."""
+    return [entry for entry in recipe.models if entry not in inputs.entries]
+
+
+def _base_with_a_weight(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
+    """Say that a base which is listed as a model with parameters does not count; published recipes list it without."""
+    for entry in _base_entries(recipe, inputs):
+        if entry.parameters:
+            yield (
+                f"{entry.model} is the base and one of the models: its task vector is zero, so it is left out and its "
+                f"{listed(entry.parameters)} not used"
+            )
 
 
 def _unused(recipe: Recipe, inputs: Inputs) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from merge_cli.errors import RecipeError
@@ -33,6 +34,19 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         at[_position(at, last, override)] = value
     else:
         at[last] = value
+
+
+def text_with(text: str, name: str, overrides: Sequence[str]) -> str:
+    """Return a recipe's text with values changed; without any it stays as it is, comments and all."""
+    if not overrides:
+        return text
+    data = parse_yaml(text, name).data
+    for override in overrides:
+        apply_override(data, override)
+    import yaml
+
+    changed: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return changed
 
 
 def _child(at: Any, key: str, override: str) -> Any:

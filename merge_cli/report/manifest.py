@@ -48,7 +48,7 @@ def manifest(
         "plan_sha256": plan.digest,
         "method": {"name": recipe.merge_method, "version": plan.method.version, "source": plan.method.source},
         "seed": recipe.seed,
-        "recipe": recipe.origin.text or _as_data(recipe),
+        "recipe": recipe.origin.text or recipe_data(recipe),
         "recipe_folder": _recipe_folder(recipe, out),
         "overrides": list(recipe.origin.overrides),
         "inputs": [
@@ -101,7 +101,8 @@ def _input_file(file: FileIdentity, sha256: str | None) -> dict[str, Any]:
     return known | ({"sha256": sha256} if sha256 is not None else {})
 
 
-def _as_data(recipe: Recipe) -> dict[str, Any]:
+def recipe_data(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as plain data."""
     return recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 

@@ -10,8 +10,12 @@ from pathlib import Path
 from merge_cli.checkpoint import Files
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
+from merge_cli.recipe import Recipe
+from merge_cli.recipe.overrides import text_with
 from merge_cli.report.card import model_card
-from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER, manifest
+from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER, manifest, recipe_data
+
+RECIPE_FILE = "recipe.yml"
 
 
 def texts_beside(
@@ -24,7 +28,7 @@ def texts_beside(
     inputs: Mapping[Path, str],
     tool: str,
 ) -> dict[str, str]:
-    """Return file name -> text: model card, configurations, an index where there are several shards, and the manifest.
+    """Return file name -> text: model card, recipe, configurations, an index for several shards, and the manifest.
 
     The manifest comes last and has the SHA-256 of everything else.
 
@@ -37,7 +41,8 @@ def texts_beside(
         inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
         tool: Name and version of this program.
     """
-    texts = {"README.md": model_card(plan, out.name, tool=tool), **_configuration(plan)}
+    texts = {"README.md": model_card(plan, out.name, tool=tool), RECIPE_FILE: _recipe(plan.recipe)}
+    texts |= _configuration(plan)
     layouts = {"": plan.layout, f"{PRECISION_FOLDER}/": plan.precision}
     for place, layout in layouts.items():
         index = layout.index() if layout is not None else None
@@ -48,6 +53,17 @@ def texts_beside(
         texts[f"{PRECISION_FOLDER}/config.json"] = json_text({"kind": "precision", "prior_precision": prior})
     known = dict(digests) | {name: _sha256(text) for name, text in texts.items()}
     return texts | {MANIFEST_FILE: json_text(manifest(plan, out, counts, diagnosis, known, inputs=inputs, tool=tool))}
+
+
+def _recipe(recipe: Recipe) -> str:
+    """Return a recipe as text, with what ``--set`` changed, so that it can be run again."""
+    origin = recipe.origin
+    if origin.text:
+        return text_with(origin.text, origin.name, origin.overrides)
+    import yaml
+
+    written: str = yaml.safe_dump(recipe_data(recipe), sort_keys=False, allow_unicode=True)
+    return written
 
 
 def digests_beside(plan: MergePlan, files: Files) -> dict[str, str]:

@@ -65,7 +65,7 @@ def found(
 
 
 def by_sorting(values: Sequence[float], density: float) -> float:
-    kept = int(density * len(values))
+    kept = max(1, int(density * len(values))) if density > 0 else 0
     if kept >= len(values):
         return 0.0
     return sorted(map(abs, values))[-kept] if kept else math.inf
@@ -89,19 +89,30 @@ def test_the_search_finds_what_sorting_finds_however_the_vector_is_cut(
 @ways
 @pytest.mark.parametrize(
     ("density", "expected"),
-    [(0.0, math.inf), (0.19, math.inf), (0.2, 5.0), (0.4, 4.0), (0.6, 3.0), (0.8, 2.0), (0.99, 2.0), (1.0, 0.0)],
+    [
+        (0.0, math.inf),
+        (1e-9, 5.0),
+        (0.19, 5.0),
+        (0.2, 5.0),
+        (0.4, 4.0),
+        (0.6, 3.0),
+        (0.8, 2.0),
+        (0.99, 2.0),
+        (1.0, 0.0),
+    ],
 )
-def test_density_keeps_its_whole_part_of_the_number_of_entries(
+def test_density_keeps_its_whole_part_of_the_number_of_entries_and_at_least_one(
     most_collected: int, density: float, expected: float
 ) -> None:
-    # int(0.19 · 5) = 0 entries, int(0.99 · 5) = 4.
+    # int(0.19 · 5) = 0 entries, so one; int(0.99 · 5) = 4.
     assert found([1, -5, 3, -2, 4], density, most_collected=most_collected) == expected
 
 
 @ways
-def test_a_single_entry_is_kept_by_density_one_only(most_collected: int) -> None:
+def test_a_single_entry_is_kept_by_any_density_but_zero(most_collected: int) -> None:
     assert found([7.0], 1.0, most_collected=most_collected) == 0.0
-    assert found([7.0], 0.999, most_collected=most_collected) == math.inf
+    assert found([7.0], 0.001, most_collected=most_collected) == 0.0
+    assert found([7.0], 0.0, most_collected=most_collected) == math.inf
 
 
 @ways
@@ -235,7 +246,7 @@ def test_a_bit_pattern_stands_for_its_number(value: float) -> None:
 
 def test_no_round_is_needed_to_keep_all_or_none() -> None:
     assert first_search(10, 1.0, most_collected=100) == 0.0
-    assert first_search(10, 0.05, most_collected=100) == math.inf
+    assert first_search(10, 0.0, most_collected=100) == math.inf
 
 
 def test_only_a_vector_that_is_too_long_is_sampled() -> None:

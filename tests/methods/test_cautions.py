@@ -26,6 +26,13 @@ def test_equal_shares_are_usual_in_every_method(name: str) -> None:
     assert method.caution(params.model_copy(update=share | scale)) == ""
 
 
+@pytest.mark.parametrize("name", ["ties", "dare_linear", "dare_ties"])
+def test_a_density_of_zero_is_told_of_as_nothing_is_kept(name: str) -> None:
+    assert "keeps nothing of the task vector of model 2 of 2" in caution(name, 0.5, 0.5, density=(0.5, 0))
+    assert "keeps nothing of the task vector of any model" in caution(name, 0.5, 0.5, density=(0, 0))
+    assert caution(name, 0.5, 0.5, density=(1e-6, 1)) == ""
+
+
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.33, 0.33, 0.33), (1, 1, -1)])
 def test_an_average_without_normalize_sums_to_one(weights: tuple[float, ...]) -> None:
     assert caution("linear", *weights, normalize=False) == ""

@@ -35,9 +35,53 @@ def test_a_model_that_is_named_twice_is_told_of_under_any_of_its_names(folder: P
     assert linked.startswith("one, link is merged 2 times")
 
 
-def test_a_base_that_is_listed_among_the_models_is_no_reason_to_warn(folder: Path) -> None:
-    for method in ("linear", "task_arithmetic", "ties"):
-        assert warned(folder, method, entry("base"), entry("one"), base_model="base") == ()
+def test_a_base_that_is_a_model_among_others_is_no_reason_to_warn(folder: Path) -> None:
+    assert warned(folder, "linear", entry("base"), entry("one"), base_model="base") == ()
+
+
+def test_a_base_with_a_weight_of_its_own_is_told_of_where_it_cannot_count(folder: Path) -> None:
+    for method in ("task_arithmetic", "ties"):
+        assert warned(folder, method, entry("base"), entry("one"), base_model="base") == (
+            "base is the base and one of the models: its task vector is zero, so it is left out and its weight not "
+            "used",
+        )
+
+
+def test_a_base_that_is_listed_without_parameters_as_published_recipes_do_is_a_note(folder: Path) -> None:
+    content = {"merge_method": "ties", "base_model": "base", "models": [{"model": "base"}, entry("one")]}
+    plan = build_plan(recipe_over(folder, content))
+    assert plan.warnings == ()
+    assert plan.notes == ("base is the base and one of the models: its task vector is zero, so it is left out",)
+
+
+# --- filters ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_filter_that_matches_no_tensor_is_told_of_with_a_guess(folder: Path) -> None:
+    weight = [{"filter": "layer.", "value": 1}, {"value": 0.5}]
+    (warning,) = warned(folder, "linear", entry("one", weight), entry("two"))
+    assert warning.endswith(
+        "models.0.parameters.weight: filter 'layer.' is in the name of no tensor that is merged; did you mean 'layers'?"
+    )
+
+
+def test_filters_without_a_default_say_what_the_rest_gets(folder: Path) -> None:
+    density = [{"filter": "layers.1", "value": 0.5}]
+    models = [{"model": "one", "parameters": {"weight": 0.5, "density": density}}]
+    content = {"merge_method": "ties", "base_model": "base", "models": models, "parameters": {"density": 0.25}}
+    plan = build_plan(recipe_over(folder, content))
+    assert plan.warnings == ()
+    (note,) = plan.notes
+    assert note.endswith("density: no filter matches 2 tensors, such as layers.0.w; there it is 0.25")
+
+
+def test_filters_with_a_default_or_for_all_tensors_are_no_reason_for_a_word(folder: Path) -> None:
+    for rest in ({"value": 0.5}, {"filter": "w", "value": 0.5}):
+        weight = [{"filter": "layers.1", "value": 0.5}, rest]
+        plan = build_plan(
+            recipe_over(folder, {"merge_method": "linear", "models": [entry("one", weight), entry("two")]})
+        )
+        assert (plan.warnings, plan.notes) == ((), ())
 
 
 def test_unusual_weights_are_told_of_with_the_method(folder: Path) -> None:

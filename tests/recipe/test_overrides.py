@@ -4,6 +4,7 @@ import pytest
 
 from merge_cli.errors import RecipeError
 from merge_cli.recipe import Choice, parse_recipe
+from merge_cli.recipe.overrides import text_with
 
 TEXT = """merge_method: ties
 base_model: base
@@ -98,3 +99,11 @@ def test_what_is_set_is_checked_like_what_is_written(override: str, says: str) -
     with pytest.raises(RecipeError) as caught:
         parse_recipe(TEXT, overrides=[override])
     assert says in str(caught.value)
+
+
+def test_the_text_with_values_changed_is_a_recipe_that_has_them() -> None:
+    text = "# mine\nmerge_method: linear\nmodels:\n- model: a\n  parameters: {weight: 1}\n"
+    assert text_with(text, "r", []) == text
+    changed = parse_recipe(text_with(text, "r", ["models.0.parameters.weight=0.25", "dtype=bfloat16"]))
+    assert changed.models[0].parameters["weight"] == 0.25
+    assert changed.dtype == "bfloat16"

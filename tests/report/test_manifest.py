@@ -104,6 +104,7 @@ def test_the_output_is_all_there_and_nothing_else(report: MergeReport, folder: P
         "config.json",
         "merge_manifest.json",
         "model.safetensors.index.json",
+        "recipe.yml",
         "tokenizer.json",
     }
     assert (folder / "out" / "tokenizer.json").read_text() == '"base"'
@@ -151,3 +152,11 @@ def test_the_report_is_plain_data(report: MergeReport) -> None:
     assert (content["merged"], content["copied"], content["parameters"]) == (2, 2, 12 + 12 + 5 + 3)
     assert content["files"] == report.files
     assert content["seconds"] > 0
+
+
+def test_the_recipe_beside_the_output_has_what_the_command_line_changed(report: MergeReport, folder: Path) -> None:
+    written = parse_recipe((folder / "out" / "recipe.yml").read_text())
+    given = yaml.safe_load(RECIPE)
+    assert written.merge_method == given["merge_method"]
+    assert written.parameters["lambda"] == 0.5
+    assert [entry.model for entry in written.models] == [entry["model"] for entry in given["models"]]

@@ -99,8 +99,8 @@ def test_missing_digests_are_a_problem_and_those_of_the_manifest_count(folder: P
     (folder / "out" / "SHA256SUMS").unlink()
     found = verify("out")
     assert found.problems == ("SHA256SUMS is missing",)
-    # Four shards, index, config, card.
-    assert found.files == 7
+    # Four shards, index, config, card, recipe.
+    assert found.files == 8
 
 
 @pytest.mark.parametrize("what", ["README.md", "model.safetensors.index.json", "merge_manifest.json"])

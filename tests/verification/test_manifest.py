@@ -196,7 +196,7 @@ def test_what_else_is_wrong_is_said_where_the_replay_is_impossible(run: Run, out
     assert done.code == 5
     assert done.err.splitlines()[0] == "error: merge_manifest.json has changed: its SHA-256 is not the recorded one"
     assert done.err.splitlines()[1].startswith("error: it cannot be computed again: the recipe in out/merge_manifest")
-    assert done.out == "out: NOT what the merge has made; 3 files as recorded, 2 tensors looked through\n"
+    assert done.out == "out: NOT what the merge has made; 4 files as recorded, 2 tensors looked through\n"
 
 
 def test_what_later_versions_may_add_is_no_damage(run: Run, out: Path) -> None:

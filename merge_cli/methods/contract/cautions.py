@@ -32,13 +32,19 @@ def unusual_average(weights: Sequence[float], *, normalize: bool) -> str:
     )
 
 
-def unusual_task_weights(weights: Sequence[float], *, scale: float, normalize: bool) -> str:
-    """Say what is unusual about the weights of task vectors; empty where nothing is.
+def unusual_task_weights(
+    weights: Sequence[float], *, scale: float, normalize: bool, density: Sequence[float] = ()
+) -> str:
+    """Say what is unusual about the weights of task vectors and what is kept of them; empty where nothing is.
 
     Added task vectors are usual up to 0.5 each for several tasks (0.3 for the eight of Ilharco et al. 2023), or 1.5 in
     all for few; averaged ones up to λ = 2 (TIES-Merging searches 0.8 to 1.8). Beyond, the merge leaves the region in
     which the fine-tunes were trained.
     """
+    empty = [str(i + 1) for i, kept in enumerate(density) if kept == 0]
+    if empty:
+        of = "any model" if len(empty) == len(density) else f"model {', '.join(empty)} of {len(density)}"
+        return f"density is 0, which keeps nothing of the task vector of {of}; 1 keeps all of it"
     total = abs(scale) * sum(map(abs, weights)) / abs(divisor_of(weights) if normalize else 1.0)
     usual = 2.0 if normalize else max(1.5, 0.5 * len(weights))
     # A billionth, so that weights such as 0.1 three times are not above their own sum.

@@ -23,7 +23,7 @@ _MOST_COLLECTED = 2**22
 class KeepLargestParams(Params):
     """Parameters of keep_largest."""
 
-    density: Density = Field(description="fraction of entries to keep")
+    density: Density = Field(description="fraction of entries to keep; at least one of them, unless it is 0")
     scope: Literal["tensor", "model"] = Field("tensor", description="what density counts in")
 
 
@@ -85,4 +85,5 @@ STEP = Step(
     source="Yadav et al. 2023, arXiv 2306.01708",
     measure=_measure,
     numpy=True,
+    version=2,
 )
