@@ -71,7 +71,15 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 
 def test_every_error_is_a_merge_error() -> None:
-    kinds = ["RecipeError", "CheckpointError", "ResourceError", "VerificationError", "Interrupted"]
+    kinds = [
+        "RecipeError",
+        "CheckpointError",
+        "ResourceError",
+        "VerificationError",
+        "Interrupted",
+        "WriteError",
+        "BusyError",
+    ]
     assert all(issubclass(getattr(merge_cli, kind), merge_cli.MergeError) for kind in kinds)
 
 

@@ -2,12 +2,14 @@ import pytest
 
 from merge_cli import errors
 from merge_cli.errors import (
+    BusyError,
     CheckpointError,
     Interrupted,
     MergeError,
     RecipeError,
     ResourceError,
     VerificationError,
+    WriteError,
     did_you_mean,
     listed,
     printable,
@@ -18,7 +20,7 @@ from merge_cli.errors import (
     ("kind", "code"),
     [
         (MergeError, 1), (RecipeError, 2), (CheckpointError, 3), (ResourceError, 4), (VerificationError, 5),
-        (Interrupted, 130),
+        (Interrupted, 130), (WriteError, 6), (BusyError, 75),
     ],
 )  # fmt: skip
 def test_a_script_tells_the_failures_apart_by_their_exit_codes(kind: type[MergeError], code: int) -> None:
@@ -28,9 +30,9 @@ def test_a_script_tells_the_failures_apart_by_their_exit_codes(kind: type[MergeE
 
 def test_every_failure_stands_in_the_tree_of_the_docstring_with_its_code() -> None:
     assert errors.__doc__ is not None
-    for kind in MergeError.__subclasses__():
+    for kind in [*MergeError.__subclasses__(), *ResourceError.__subclasses__()]:
         line = next(line for line in errors.__doc__.splitlines() if f" {kind.__name__} " in line)
-        assert line.split()[2] == str(kind.exit_code)
+        assert line.split(f" {kind.__name__} ")[1].split()[0] == str(kind.exit_code)
 
 
 def test_a_failure_is_written_as_its_message_and_its_hint_on_a_line_of_its_own() -> None:

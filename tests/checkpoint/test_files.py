@@ -233,3 +233,17 @@ def test_a_folder_is_made_with_those_on_the_way_and_a_file_in_the_way_is_an_erro
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
         Files().make_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, 4), (errno.EDQUOT, 4), (errno.EFBIG, 4), (errno.ENOMEM, 4), (errno.EMFILE, 4), (errno.ENFILE, 4),
+        (errno.EIO, 4), (errno.ENOLCK, 4), (errno.EACCES, 6), (errno.EPERM, 6), (errno.EROFS, 6), (errno.ENOTDIR, 6),
+        (errno.ENOENT, 6), (errno.ELOOP, 6), (errno.ENAMETOOLONG, 6),
+    ],
+)  # fmt: skip
+def test_a_place_that_is_closed_has_another_code_than_one_that_is_full(number: int, code: int) -> None:
+    with pytest.raises(ResourceError) as caught, writing(Path("out")):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.exit_code == code

@@ -67,7 +67,7 @@ def _try_one(attempt: Attempt, chance: Random, here: Path, tally: Tally) -> None
 
 
 def _check(error: MergeError) -> None:
-    assert error.exit_code in (2, 3, 4), error
+    assert error.exit_code in (2, 3, 4, 6), error
     assert len(str(error)) < _MOST_MESSAGE, f"a message of {len(str(error))} characters"
 
 
