@@ -73,13 +73,16 @@ def merge(
 ) -> None:
     """Merge the models of RECIPE into OUT; the same command goes on with a merge that was stopped."""
     from merge_cli.checkpoint import check_replaceable
+    from merge_cli.checkpoint.turning import writing
     from merge_cli.cli import render
     from merge_cli.cli.progress import showing
     from merge_cli.report.manifest import MANIFEST_FILE
     from merge_cli.run import check_out, examined, refuse_warnings
     from merge_cli.run import merge as run_merge
 
-    if not force and not (out / MANIFEST_FILE).is_file():
+    with writing(out):
+        merged_before = (out / MANIFEST_FILE).is_file()
+    if not force and not merged_before:
         # Before the plan, for which the models may have to be downloaded; what a merge has made may be this one.
         check_replaceable(out, force=False)
     planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite)
