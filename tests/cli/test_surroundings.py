@@ -1,49 +1,12 @@
-"""What the program makes of consoles, pipes and limits that are not what it would like."""
+"""What the program makes of links, limits and refusals that it did not expect."""
 
 import errno
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Run
-
-
-def run_in(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
-    return subprocess.run(
-        [sys.executable, "-m", "merge_cli", *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        timeout=120,
-    )
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-@pytest.mark.parametrize("arguments", [("plan", "r.yml"), ("methods", "ties"), ("--help",)])
-def test_what_a_console_cannot_show_is_a_question_mark(
-    folder: Path, encoding: str, arguments: tuple[str, ...]
-) -> None:
-    done = run_in(folder, *arguments, PYTHONIOENCODING=encoding)
-    assert done.returncode == 0, done.stderr
-    assert b"Traceback" not in done.stderr
-    assert b"?" in done.stdout or arguments == ("--help",)
-
-
-@pytest.mark.parametrize("arguments", [("inspect", "one"), ("--help",), ("methods", "--json")])
-def test_a_reader_that_has_gone_ends_the_program_as_its_signal_would(folder: Path, arguments: tuple[str, ...]) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        command = [sys.executable, "-m", "merge_cli", *arguments]
-        done = subprocess.run(command, cwd=folder, stdout=writing, stderr=subprocess.PIPE, timeout=120)
-    finally:
-        os.close(writing)
-    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_links_that_lead_to_themselves_are_an_error(run: Run, folder: Path) -> None:
@@ -74,16 +37,3 @@ def test_what_the_system_refuses_is_an_error_wherever_it_comes_from(
     done = run("merge", "r.yml", "out")
     assert done.code == code
     assert done.err.startswith("error: ")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_the_program_ends_changes_nothing(folder: Path, number: signal.Signals) -> None:
-    program = f"""
-import atexit, os, sys
-from merge_cli.cli import program
-atexit.register(os.kill, os.getpid(), {int(number)})
-sys.argv = ["merge-cli", "methods", "--json"]
-program()
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, b"")
