@@ -20,6 +20,7 @@ from merge_cli.cli.help import Command, epilog, root_epilog
 from merge_cli.cli.looking import inspect, methods, schema, verify
 from merge_cli.cli.measuring import fisher, mismatch
 from merge_cli.cli.merging import merge, plan
+from merge_cli.cli.starting import init
 from merge_cli.cli.trying import demo
 from merge_cli.errors import Interrupted, MergeError, ResourceError, WriteError, of_system, shown
 
@@ -33,6 +34,7 @@ app = typer.Typer(
     epilog=root_epilog(),
 )
 _COMMANDS = (
+    (init, "Write a recipe for checkpoints"),
     (merge, "Merge the models of a recipe"),
     (plan, "Check a recipe, show what it would do"),
     (verify, "Check a merged checkpoint"),

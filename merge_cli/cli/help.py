@@ -7,6 +7,11 @@ from typing import Any
 from typer.core import TyperCommand
 
 _EXAMPLES = {
+    "init": (
+        "merge-cli init base math code",
+        "merge-cli init base math code --base base -o ties.yml --method ties",
+        "merge-cli init --method slerp -o -",
+    ),
     "merge": (
         "merge-cli merge recipe.yml merged",
         "merge-cli merge recipe.yml merged --set parameters.lambda=0.8 --force",
