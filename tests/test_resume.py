@@ -289,7 +289,7 @@ def test_a_merge_that_was_stopped_while_it_cleared_up_is_not_in_its_own_way(mode
         ({"seed": 4}, "seed was 3 and is 4"),
         ({"out_dtype": "float16"}, "the layout changed"),
         ({"exclude": ["head"]}, "the parameters changed; the sources changed"),
-        ({"merge_method": "dare_ties"}, "method was ties 1 and is dare_ties 1"),
+        ({"merge_method": "dare_ties"}, "method was ties 2 and is dare_ties 1"),
         ({"prepare": {"dare": {"drop_rate": 0.5}}}, "steps"),
         ({"models": [{"model": "two", "parameters": {"weight": 1}}]}, "input model 0"),
         ({"shard_size": 500}, "the layout changed"),
@@ -383,7 +383,7 @@ def test_another_version_of_the_method_or_the_program_does_not_go_on(
     stopped(planned(models, TIES, threads=1), tmp_path / "out", 20)
     other = examined(planned(models, TIES))
     monkeypatch.setitem(other.__dict__, "method", replace(other.method, version="next"))
-    assert "method was ties 1 and is ties next" in refused(other, tmp_path / "out")
+    assert "method was ties 2 and is ties next" in refused(other, tmp_path / "out")
     monkeypatch.setattr("merge_cli.run._TOOL", "merge-cli 99")
     assert "and is merge-cli 99" in refused(planned(models, TIES), tmp_path / "out")
 
