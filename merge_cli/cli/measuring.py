@@ -59,7 +59,7 @@ _CheckpointEvery = Annotated[
 ]
 _Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the processor; default: all cores.")]
 _TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let Python code that lies beside MODEL run.")
+    bool, typer.Option("--trust-remote-code", help="Let Python code that lies beside a model run.")
 ]
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="Path or hub id.", show_default=False)]
 
@@ -196,6 +196,7 @@ def mismatch(
     text_column: _TextColumn = None,
     label_column: _LabelColumn = None,
     image_column: _ImageColumn = None,
+    trust_remote_code: _TrustRemoteCode = False,
     overrides: Overrides = None,
     memory: Memory = "512MiB",
     threads: Threads = None,
@@ -235,6 +236,7 @@ def mismatch(
             batch_size=batch_size,
             max_length=max_length,
             device=choose_device(device),
+            trust_remote_code=trust_remote_code,
         )
         prior = found.diagnosis.values["prior_precision"]
         shown = not as_json and sys.stderr.isatty()
