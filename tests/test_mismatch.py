@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from merge_cli import CheckpointError, RecipeError, build_plan
-from merge_cli.fisher import FisherSettings, Source
+from merge_cli.fisher import Columns, FisherSettings, Source
 from merge_cli.mismatch import Measured, measure_mismatch
+from merge_cli.mismatch.measuring import columns_of
 from merge_cli.report import mismatch_report
 from tests.checkpoints import recipe_over, write_checkpoint
 from tests.fisher.folders import WORDS, letters, save_bert, save_rows
@@ -318,3 +319,11 @@ def test_data_without_labels_cannot_be_measured_on(tmp_path: Path) -> None:
     save_rows(Path(family.data[1]), [{"text": row["text"]} for row in letters(4)])
     with pytest.raises(CheckpointError, match="no row of the data can be used: 4 without a label"):
         family.measure((1.0, 1.0))
+
+
+def test_text_columns_behind_a_data_set_make_a_pair() -> None:
+    otherwise = Columns(text="text", label="gold")
+    assert columns_of("a.csv:text=one,text=two", otherwise) == ("a.csv", Columns(text=("one", "two"), label="gold"))
+    assert columns_of("a.csv:label=kind", otherwise)[1].texts == ("text",)
+    with pytest.raises(RecipeError, match="only text columns may be named twice"):
+        columns_of("a.csv:label=one,label=two", otherwise)

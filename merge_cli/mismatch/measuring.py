@@ -110,8 +110,13 @@ def columns_of(data: str, otherwise: Columns) -> tuple[str, Columns]:
     said = _COLUMNS.fullmatch(data)
     if said is None or Path(data).exists():
         return data, otherwise
-    columns = dict(each.split("=", 1) for each in said["columns"].split(","))
-    return said["name"], replace(otherwise, **columns)
+    named: dict[str, list[str]] = {}
+    for kind, column in (each.split("=", 1) for each in said["columns"].split(",")):
+        named.setdefault(kind, []).append(column)
+    if any(len(columns) > 1 for kind, columns in named.items() if kind != "text"):
+        raise RecipeError(f"--data {data}: only text columns may be named twice, for a pair")
+    one = {kind: columns[0] for kind, columns in named.items() if kind != "text"}
+    return said["name"], replace(otherwise, text=tuple(named.get("text", otherwise.texts)), **one)
 
 
 def _check(plan: MergePlan, data: Sequence[str]) -> None:
