@@ -82,3 +82,17 @@ def test_one_checkpoint_is_no_merge(run: Run, family: Path) -> None:
     done = run("init", "one")
     assert done.code == 2
     assert "two checkpoints at least" in done.err
+
+
+def test_gradient_matching_is_suggested_where_every_checkpoint_has_its_fisher(run: Run, family: Path) -> None:
+    said = {"kind": "fisher", "examples": "8", "train_examples": "100"}
+    squares = {f"layers.{i}.w": torch.full((16, 16), 0.01) for i in range(3)} | {"score.weight": torch.ones(3, 16)}
+    for name in ("one", "middle"):
+        write_checkpoint(family / f"fisher-{name}", squares, config=None, metadata=said)
+    words = ("init", "one", "middle", "two", "-o", "-")
+    assert parse_recipe(run(*words).out).merge_method == "task_arithmetic"
+    write_checkpoint(family / "two" / "fisher", squares, config=None, metadata=said)
+    recipe = parse_recipe(run(*words).out)
+    assert recipe.merge_method == "gradient_matching"
+    assert recipe.base_fisher == "./fisher-middle"
+    assert [entry.fisher for entry in recipe.models] == ["./fisher-one", "./two/fisher"]
