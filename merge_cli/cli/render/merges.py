@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from merge_cli.cli.render.console import new_console, new_table
-from merge_cli.errors import printable
+from merge_cli.errors import count_of, printable
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, findings
 from merge_cli.stream import StreamResult
@@ -40,9 +40,11 @@ def plan(
         facts.add_row("prepare", f"{name} {params.model_dump(mode='json')}")
     facts.add_row("tensors", f"{len(planned.merged)} merged, {copied} copied")
     facts.add_row("read", format_bytes(planned.read_bytes))
-    facts.add_row("write", f"{format_bytes(planned.written_bytes)} in {len(planned.layout.shards)} file(s)")
+    facts.add_row("write", f"{format_bytes(planned.written_bytes)} in {count_of(len(planned.layout.shards), 'file')}")
     facts.add_row("hold", f"{format_bytes(planned.buffer_bytes)} of {format_bytes(planned.memory_bytes)} for buffers")
-    facts.add_row("work", f"{planned.threads} worker(s), {planned.block_numel} elements per block, {planned.device}")
+    facts.add_row(
+        "work", f"{count_of(planned.threads, 'worker')}, {planned.block_numel} elements per block, {planned.device}"
+    )
     console.print(facts)
     if found is not None:
         _sentences(findings(planned, found.diagnosis, found.counts))
@@ -104,11 +106,13 @@ def report(done: MergeReport) -> None:
     if done.unchanged:
         typer.echo(f"{printable(done.out)} is complete: this merge has made it already (--force merges again)")
         return
-    rate = (done.read_bytes + done.written_bytes) / done.seconds if done.seconds else 0.0
+    # What a stopped run had read is not known; what it had written took none of this run's time.
+    fresh = done.written_bytes - done.resumed_bytes
+    read = "" if done.resumed_bytes else f"read {format_bytes(done.read_bytes)}, "
     typer.echo(
         f"{printable(done.out)}: {format_count(done.parameters)} parameters, {done.merged} tensors merged, "
         f"{done.copied} copied; "
-        f"{format_bytes(done.written_bytes)} in {format_seconds(done.seconds)} ({format_bytes(rate)}/s)"
+        f"{read}wrote {format_bytes(fresh)} in {format_seconds(done.seconds)}"
     )
     if done.resumed_bytes:
         typer.echo(f"  went on from {format_bytes(done.resumed_bytes)} that a stopped run had written")
