@@ -1046,7 +1046,7 @@ def test_files_alone_merge_but_the_user_is_told_that_no_configuration_comes_with
     recipe = "{merge_method: linear, models: [{model: ft1/model.safetensors}], parameters: {weight: 1}}"
     report = merged(bert.folder, recipe, tmp_path / "out")
     assert "ft1/model.safetensors has no config.json" in " ".join(report["warnings"])
-    made = {"model.safetensors", "README.md", "merge_manifest.json", "SHA256SUMS"}
+    made = {"model.safetensors", "README.md", "recipe.yml", "merge_manifest.json", "SHA256SUMS"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == made
 
 
