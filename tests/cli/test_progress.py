@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.cli.progress import Lines
+from merge_cli.cli.render.console import coloured
 from merge_cli.units import format_bytes
 
 # Half of two minutes' work is done, and each amount and rate is as wide as they get.
@@ -112,3 +113,14 @@ def test_each_phase_is_counted_from_its_own_beginning() -> None:
 def test_short_work_says_nothing_in_a_pipe(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_warnings_are_coloured_on_terminals_where_colours_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert coloured("warning:", "yellow") == "warning:"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert coloured("warning:", "yellow") == "\x1b[33mwarning:\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert coloured("warning:", "yellow") == "warning:"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from rich.table import Table
 from merge_cli.errors import printable
 
 _WIDE = 10_000
+_COLOURS = {"warning": "yellow", "note": "cyan"}
 
 
 class _Console(Console):
@@ -54,4 +56,10 @@ def notes(lines: Sequence[str]) -> None:
 
 def _tell(kind: str, lines: Sequence[str]) -> None:
     for line in lines:
-        typer.echo(f"{kind}: {printable(line)}", err=True)
+        typer.echo(f"{coloured(f'{kind}:', _COLOURS[kind])} {printable(line)}", err=True)
+
+
+def coloured(text: str, colour: str) -> str:
+    """Return a text for standard error in a colour where that is a terminal and colours are wanted."""
+    plain = not sys.stderr.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return text if plain else typer.style(text, fg=colour)
