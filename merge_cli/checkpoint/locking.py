@@ -44,7 +44,13 @@ def locked(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
             # Its holder may have committed between our opening and locking it, and its name gone with the folder.
             if not files.lock(fd) or not is_in(fd, folder):
                 raise BusyError(busy, hint="wait for it, or stop it")
-        files.write_all(fd, memoryview(_MARK), 0, folder / LOCK)
+        try:
+            files.write_all(fd, memoryview(_MARK), 0, folder / LOCK)
+        except ResourceError:
+            with contextlib.suppress(OSError):
+                if files.names(folder) == [LOCK]:
+                    discard_locked(folder, fd, files)
+            raise
         yield fd
     finally:
         # The file is empty: that the system cannot close it takes nothing from what was done.
