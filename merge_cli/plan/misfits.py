@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from merge_cli.checkpoint import Checkpoint, StoredTensor
 from merge_cli.errors import CheckpointError, count_of, listed
+from merge_cli.plan.exclusions import entry_of, literal
 from merge_cli.plan.matching import find_prefix
 from merge_cli.recipe import Exclusion
 
@@ -144,10 +145,12 @@ def _exclusion_hint(
     for name in wrong:
         holders = [part.label for part in parts if part.find(name) is not None]
         sources.setdefault("" if donor.find(name) is not None else holders[0], []).append(name)
-    entries = [_entry(each.pattern, each.source or "", drop=each.drop) for each in given]
+    entries = [entry_of(each.pattern, each.source or "", drop=each.drop) for each in given]
     for source, group in sources.items():
         for pattern in patterns(names, group):
-            entries.append(_entry(pattern, source) + (f"  # from {donor.label}" if not source else "  # or drop: true"))
+            entries.append(
+                entry_of(pattern, source) + (f"  # from {donor.label}" if not source else "  # or drop: true")
+            )
     if len(entries) > _MOST_PATTERNS:
         return "so many differ that the models hardly belong together; are they fine-tunes of one base?"
     block = "\n".join(["exclude:", *(f"- {entry}" for entry in entries)])
@@ -164,8 +167,8 @@ def exclusion_block(names: Iterable[str], wrong: Sequence[str], source: str, giv
         source: The model that they are copied from.
         given: What the recipe excludes already.
     """
-    entries = [_entry(each.pattern, each.source or "", drop=each.drop) for each in given]
-    entries += [_entry(pattern, source) for pattern in patterns(names, wrong)]
+    entries = [entry_of(each.pattern, each.source or "", drop=each.drop) for each in given]
+    entries += [entry_of(pattern, source) for pattern in patterns(names, wrong)]
     return "\n".join(["exclude:", *(f"- {entry}" for entry in entries)])
 
 
@@ -184,17 +187,6 @@ def _rows_differ(parts: Sequence[Checkpoint], wrong: Sequence[str]) -> bool:
     return all(len(shapes) > 1 and all(shapes) and len({shape[1:] for shape in shapes}) == 1 for shapes in found)
 
 
-def _entry(pattern: str, source: str, *, drop: bool = False) -> str:
-    if drop:
-        return f"{{pattern: {_quoted(pattern)}, drop: true}}"
-    return f"{{pattern: {_quoted(pattern)}, from: {_quoted(source)}}}" if source else _quoted(pattern)
-
-
-def _quoted(text: str) -> str:
-    """Write a text the way YAML takes it as it is."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def patterns(names: Iterable[str], wrong: Sequence[str]) -> list[str]:
     """Return few patterns that cover the wrong names and no others: one for all layers, or for a whole module."""
     others = set(names) - set(wrong)
@@ -204,7 +196,7 @@ def patterns(names: Iterable[str], wrong: Sequence[str]) -> list[str]:
         layers.setdefault(_over_layers(name), []).append(name)
     groups = dict(_checked(layers, others)) if len(layers) <= _MOST_TRIED else {}
     if not 0 < len(groups) <= _MOST_TRIED:
-        return [_literal(name) for name in wrong]
+        return [literal(name) for name in wrong]
     while groups:
         first = next(iter(groups))
         pattern = next((each for each in _modules(first) if _pays(each, groups, others)), first)
@@ -219,15 +211,11 @@ def _checked(layers: Mapping[str, Sequence[str]], others: Iterable[str]) -> Iter
         if len(covered) > 1 and not _covers(pattern, others):
             yield pattern, True
         else:
-            yield from ((_literal(name), True) for name in covered)
+            yield from ((literal(name), True) for name in covered)
 
 
 def _over_layers(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", _literal(name))
-
-
-def _literal(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", literal(name))
 
 
 def _modules(pattern: str) -> Iterator[str]:

@@ -33,6 +33,11 @@ COARSENESS = {
 
 def as_float32(raw: bytearray, dtype: DType) -> Numbers:
     """Return numbers as they are stored as float32, what is not finite as zero."""
+    return finite(widened(raw, dtype))
+
+
+def widened(raw: bytearray, dtype: DType) -> Numbers:
+    """Return numbers as they are stored as float32."""
     if dtype is DType.BF16:
         numbers = (np.frombuffer(raw, np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     elif dtype in _IN_NUMPY:
@@ -42,7 +47,7 @@ def as_float32(raw: bytearray, dtype: DType) -> Numbers:
         import torch
 
         numbers = torch.frombuffer(raw, dtype=to_torch(dtype)).to(torch.float32).numpy()
-    return finite(numbers)
+    return numbers
 
 
 def rounded(numbers: Numbers, dtype: DType) -> Numbers:

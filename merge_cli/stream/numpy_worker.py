@@ -11,6 +11,7 @@ from merge_cli.checkpoint import DType
 from merge_cli.kernels import PATTERNS, Array, compiled, narrow, widen
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.stream.nonfinite import output_error
 from merge_cli.stream.worker import Worker
 
 _DTYPES = frozenset({DType.BF16, DType.F16, DType.F32})
@@ -45,7 +46,7 @@ class NumpyWorker(Worker):
         numbers = np.ascontiguousarray(result, dtype=np.float32)
         wrong = narrow(numbers, dtype.torch_name, self._typed(self._raw_out[:nbytes], dtype))
         if wrong and not (task.copied is not None and self.plan.allow_nonfinite):
-            raise self._not_finite(task.place)
+            raise output_error(self.plan, task, self.reader)
         self.put(self._view_out[:nbytes], task.place, start)
 
     def copy(self, task: TensorTask, start: int, count: int) -> None:

@@ -13,6 +13,7 @@ from merge_cli.checkpoint import DType, StoredTensor, to_torch
 from merge_cli.errors import CheckpointError
 from merge_cli.methods.contract import Need
 from merge_cli.plan import TensorTask
+from merge_cli.stream.nonfinite import output_error
 from merge_cli.stream.worker import Worker
 
 # Up to here numbers round to 448, the largest of float8_e4m3fn.
@@ -82,7 +83,7 @@ class TorchWorker(Worker):
         if place.dtype.is_float and not allowed and not (_is_finite(out) and _fits(result, place.dtype)):
             if task.copied is not None:
                 self._note_nonfinite(int((~result.to(torch.float64).isfinite()).sum()), task.copied)
-            raise self._not_finite(place)
+            raise output_error(self.plan, task, self.reader)
         self.put(self._view_out[:nbytes], place, start)
 
     def write_precision(self, precision: Tensor, task: TensorTask, start: int) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from merge_cli.checkpoint import DType, Reader, StoredTensor
-from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.kernels import Array, higher, lower, widen
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.buffers import is_variance
 from merge_cli.stream.checksums import checksum
 from merge_cli.stream.journal import Span, Tally
+from merge_cli.stream.nonfinite import input_error
 
 _WIDEST = 8
 _READ_AHEAD = 2**16
@@ -164,10 +164,7 @@ class Worker(abc.ABC):
         if not wrong:
             return
         if not self.plan.allow_nonfinite:
-            raise CheckpointError(
-                f"'{tensor.name}' in {tensor.file} holds NaN or infinity",
-                hint="the checkpoint is damaged or training diverged; --allow-nonfinite goes on all the same",
-            )
+            raise input_error(self.plan, tensor, self.reader)
         self.tally.counts["nonfinite"] += wrong
 
     def bounded(self, result: Array, task: TensorTask, start: int) -> Array:
@@ -218,15 +215,6 @@ class Worker(abc.ABC):
     @abc.abstractmethod
     def _rows_of(self, name: str, n: int, count: int) -> Array:
         """Return a float32 buffer, shape ``(n, count)``, that is kept under a name."""
-
-    def _not_finite(self, place: StoredTensor) -> VerificationError:
-        if self.tally.counts["nonfinite"]:
-            why = "as did an input that --allow-nonfinite let through"
-            hint = "leave such tensors unmerged with `exclude:`, or mend the checkpoint"
-        else:
-            why = "though its inputs are finite"
-            hint = f"{place.dtype.torch_name} may be too narrow for it; choose a wider out_dtype, or smaller weights"
-        return VerificationError(f"'{place.name}' of the output holds NaN or infinity, {why}", hint=hint)
 
 
 def _longest(task: TensorTask) -> Sequence[StoredTensor]:

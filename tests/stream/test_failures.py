@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from merge_cli.checkpoint import Files
 from merge_cli.errors import CheckpointError, MergeError, RecipeError, ResourceError, VerificationError
@@ -48,7 +49,56 @@ def test_an_input_that_is_not_finite_is_named_with_its_file(tmp_path: Path, wron
     error = refused(plan)
     assert isinstance(error, CheckpointError)
     assert error.message == f"'w' in {tmp_path}/one/model.safetensors holds NaN or infinity"
-    assert "--allow-nonfinite" in str(error.hint)
+    assert error.hint == (
+        "the checkpoint is damaged or training diverged; put this into the recipe to copy the tensor from base:\n"
+        "exclude: ['w']"
+    )
+
+
+def pasted(plan: MergePlan, hint: str | None) -> MergePlan:
+    """Plan again with the last line of a hint in the recipe."""
+    recipe = plan.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    content = recipe | yaml.safe_load(str(hint).splitlines()[-1])
+    return build_plan(recipe_over(plan.inputs[0].root.parent, content), allow_nonfinite=plan.allow_nonfinite)
+
+
+@pytest.mark.parametrize("allow_nonfinite", [False, True])
+@pytest.mark.parametrize("given", [[], ["a"], [{"pattern": "it's", "from": "one"}, {"pattern": "a", "drop": True}]])
+def test_a_merge_goes_through_with_the_exclusion_that_an_error_on_nan_gives(
+    tmp_path: Path, given: list[Any], allow_nonfinite: bool
+) -> None:
+    name = "layers.0.[w]*"
+    for model, number in (("base", 2.0), ("one", math.nan)):
+        write_checkpoint(tmp_path / model, {"a": [1.0], "it's": [1.0], name: [number], "layers.0.w*": [number]})
+    write_checkpoint(tmp_path / "one", {"a": [1.0], "it's": [4.0], name: [math.nan], "layers.0.w*": [4.0]})
+    models = [{"model": "one", "parameters": {"weight": 1}}]
+    content = {"merge_method": "task_arithmetic", "base_model": "base", "models": models, "exclude": given}
+    plan = build_plan(recipe_over(tmp_path, content), allow_nonfinite=allow_nonfinite)
+    error = refused(plan)
+    assert isinstance(error, VerificationError if allow_nonfinite else CheckpointError)
+    assert ("in place of the recipe's exclude" in str(error.hint)) == bool(given)
+    merge(pasted(plan, error.hint), tmp_path / "out", sync=False)
+    merged = read_checkpoint(tmp_path / "out")
+    assert merged[name].tolist() == [2.0]
+    assert merged["layers.0.w*"].tolist() == [4.0]
+    assert merged["it's"].tolist() == [4.0]
+    assert ("a" in merged) == ({"pattern": "a", "drop": True} not in given)
+
+
+def test_a_tensor_that_is_not_finite_in_the_base_is_to_be_copied_from_a_model_where_it_is(tmp_path: Path) -> None:
+    plan = planned(tmp_path, [3.0, 4.0], base=[math.nan, 0.0])
+    error = refused(plan)
+    assert "to copy the tensor from one, that of base holding NaN or infinity too:\n" in str(error.hint)
+    merge(pasted(plan, error.hint), tmp_path / "out", sync=False)
+    assert read_checkpoint(tmp_path / "out")["w"].tolist() == [3.0, 4.0]
+
+
+def test_a_tensor_that_is_finite_nowhere_can_only_be_copied_as_it_is(tmp_path: Path) -> None:
+    plan = planned(tmp_path, [math.nan, 4.0], base=[math.nan, 5.0], options={"allow_nonfinite": True})
+    error = refused(plan)
+    assert "no model of the recipe has this tensor without NaN or infinity" in str(error.hint)
+    merge(pasted(plan, error.hint), tmp_path / "out", sync=False)
+    assert read_checkpoint(tmp_path / "out")["w"][1].item() == 5.0
 
 
 def test_infinities_that_cancel_are_not_overlooked(tmp_path: Path) -> None:
@@ -88,6 +138,7 @@ def test_a_copied_tensor_that_is_not_finite_is_refused_unless_allowed(tmp_path: 
     error = refused(planned(tmp_path, [1.0, 1.0], base=[math.nan, 0.0], exclude=["w"]))
     assert isinstance(error, CheckpointError)
     assert error.message == f"'w' in {tmp_path}/base/model.safetensors holds NaN or infinity"
+    assert "--allow-nonfinite copies it as it is" in str(error.hint)
 
 
 def test_a_result_too_large_for_the_output_is_an_error_with_a_hint(tmp_path: Path) -> None:
