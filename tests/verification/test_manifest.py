@@ -169,7 +169,7 @@ def test_what_is_no_object_of_json_is_an_error_that_says_so(out: Path, text: str
         ("", "the recipe in out/merge_manifest.json is not a recipe"),
         ("a: [", "the recipe in out/merge_manifest.json:1: not valid YAML"),
         ("a: " + "[" * 5000, "the recipe in out/merge_manifest.json is nested too deeply"),
-        ("merge_method: ties\nmodels: 3", "the recipe in out/merge_manifest.json:2: models: expected a list, got '3'"),
+        ("merge_method: ties\nmodels: 3", "the recipe in out/merge_manifest.json:2: models: expected a list, got 3"),
         ("# " + "x" * 2_000_000, "has 2000002 characters, expected 2000000 at most"),
         ({"models": [0] * 700_000}, "has 2100012 characters, expected 2000000 at most"),
         ({}, "the recipe in out/merge_manifest.json: merge_method: is missing, and 1 finding more"),
