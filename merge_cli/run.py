@@ -14,10 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge_cli import __version__
-from merge_cli.checkpoint import FileIdentity, Files, Reader, ShardWriter, Staging, check_apart, check_replaceable
+from merge_cli.checkpoint import (
+    FileIdentity,
+    Files,
+    Layout,
+    Reader,
+    ShardWriter,
+    Staging,
+    check_apart,
+    check_replaceable,
+)
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, sha256_lines
+from merge_cli.checkpoint.rehearsal import rehearsed
 from merge_cli.checkpoint.staging import working_folders
-from merge_cli.checkpoint.turning import writing
+from merge_cli.checkpoint.turning import reading, writing
+from merge_cli.checkpoint.writer import check_room
 from merge_cli.errors import RecipeError
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
@@ -96,11 +107,11 @@ def merge(
         refuse_warnings(plan)
     wanted = decisions(plan, _TOOL)
     with staging.open(clear=restart) as folder:
-        layouts = {folder: plan.layout, folder / PRECISION_FOLDER: plan.precision}
-        past = find_past(folder, wanted, layouts, files)
+        past = find_past(folder, wanted, _layouts(plan, folder), files)
         try:
             if past is None:
                 staging.clear()
+            _check_room(plan, folder, files)
             output = _Output(plan, folder, files, sync, processes, input_digests, listener)
             written = _write(output, out, past)
             staging.commit(sync=sync)
@@ -108,6 +119,55 @@ def merge(
             _leave(staging, error, files)
             raise
     return _with_what_is_left(_report(plan, out, written, seconds=time.perf_counter() - began), staging)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a merge would find where its output goes.
+
+    Attributes:
+        resumed_bytes: Bytes of the output that a run which was stopped has written and it would go on from.
+        unchanged: Whether the output is there already and nothing would be done.
+    """
+
+    resumed_bytes: int = 0
+    unchanged: bool = False
+
+
+def rehearse(
+    plan: MergePlan, out: Path | str, *, force: bool = False, restart: bool = False, files: Files | None = None
+) -> Rehearsal:
+    """Try everything that :func:`merge` tries before its first tensor, and leave all as it was.
+
+    The arguments are those of :func:`merge`, and so are the errors. What is read later is not looked at: whether a
+    tensor is finite, whether what a stopped run has written is still sound.
+    """
+    out, files = Path(out), files or Files()
+    check_out(plan, out, force=force)
+    if not force and finished(plan, out, files) is not None:
+        return Rehearsal(unchanged=True)
+    wanted = decisions(plan, _TOOL)
+    with rehearsed(out, force=force, files=files) as folder:
+        past = None if restart else find_past(folder, wanted, _layouts(plan, folder), files)
+        _check_room(plan, folder, files)
+        with Reader(_identities(plan), files) as reader:
+            check_fishers(plan, reader)
+    return Rehearsal(bytes_of(past.records, plan) if past is not None else 0)
+
+
+def _layouts(plan: MergePlan, folder: Path) -> dict[Path, Layout | None]:
+    return {folder: plan.layout, folder / PRECISION_FOLDER: plan.precision}
+
+
+def _check_room(plan: MergePlan, folder: Path, files: Files) -> None:
+    """Refuse a disk that cannot hold all files of the output, less what is there to be used or removed."""
+    with reading(folder):
+        beside = sum(source.stat().st_size for source in plan.side_files.values())
+    with writing(folder):
+        names = [name for name in files_below(folder) if not name.startswith(".")]
+        there = sum((folder / name).lstat().st_blocks * 512 for name in names)
+        wanted = sum(layout.nbytes for layout in (plan.layout, plan.precision) if layout is not None)
+        check_room(folder, wanted + beside - there, files.free(folder))
 
 
 def _with_what_is_left(report: MergeReport, staging: Staging) -> MergeReport:

@@ -48,7 +48,7 @@ class Staging:
             RecipeError: If OUT exists and may not be replaced, or if the folder was not made by such a run.
         """
         self.finish()
-        self._check_free()
+        self.check_free()
         busy = f"another process is writing {self.folder}"
         with locked(self.folder, self._files, run="run", busy=busy) as self._lock:
             try:
@@ -66,7 +66,7 @@ class Staging:
             ResourceError: If the system refuses; whether OUT is the new one by then, :attr:`committed` tells.
             RecipeError: If an OUT has appeared meanwhile.
         """
-        self._check_free()
+        self.check_free()
         try:
             with writing(self.out):
                 replacing = self.out.exists()
@@ -150,7 +150,7 @@ class Staging:
             mark = self.folder / _REPLACING
             if mark.exists() and self._replaced.exists() and not self.out.exists():
                 self._files.rename(self._replaced, self.out)
-        self._check_free()
+        self.check_free()
 
     @property
     def committed(self) -> bool:
@@ -162,7 +162,8 @@ class Staging:
         if self._lock is not None:
             discard_locked(self.folder, self._lock, self._files)
 
-    def _check_free(self) -> None:
+    def check_free(self) -> None:
+        """Refuse an OUT, or what would be in the way of replacing it, that is there and may not be replaced."""
         check_replaceable(self.out, force=self._force)
         with writing(self._replaced):
             if self.out.exists() and self._replaced.exists():

@@ -31,11 +31,7 @@ class ShardWriter:
         with writing(folder):
             free = self._files.free(folder)
             missing = layout.nbytes - _reserved(folder, layout)
-        if missing > free:
-            raise ResourceError(
-                f"{folder} has {format_bytes(free)} free, the output takes {format_bytes(missing)}",
-                hint="free some disk space, write elsewhere, or choose a smaller out_dtype",
-            )
+        check_room(folder, missing, free)
         try:
             for shard in layout.shards:
                 path = self._paths[shard.file]
@@ -110,6 +106,19 @@ class ShardWriter:
         # What went wrong first is what the user must hear of.
         with contextlib.suppress(ResourceError) if error is not None else contextlib.nullcontext():
             self.close()
+
+
+def check_room(folder: Path, missing: int, free: int) -> None:
+    """Refuse a file system that has not the bytes free which an output takes.
+
+    Raises:
+        ResourceError: With both numbers.
+    """
+    if missing > free:
+        raise ResourceError(
+            f"{folder} has {format_bytes(free)} free, the output takes {format_bytes(missing)}",
+            hint="free some disk space, write elsewhere, or choose a smaller out_dtype",
+        )
 
 
 def _reserved(folder: Path, layout: Layout) -> int:

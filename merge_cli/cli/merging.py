@@ -51,7 +51,9 @@ def merge(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin again, and throw away what a stopped run has left.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all that is known before the work, and stop.")
+    ] = False,
     memory: Memory = "512MiB",
     threads: Threads = None,
     device: Device = "auto",
@@ -77,7 +79,7 @@ def merge(
     from merge_cli.cli import render
     from merge_cli.cli.progress import showing
     from merge_cli.report.manifest import MANIFEST_FILE
-    from merge_cli.run import check_out, examined, refuse_warnings
+    from merge_cli.run import check_out, examined, refuse_warnings, rehearse
     from merge_cli.run import merge as run_merge
 
     with writing(out):
@@ -94,7 +96,7 @@ def merge(
         render.warnings(planned.warnings)
         render.notes(planned.notes)
     if dry_run:
-        render.plan(planned, as_json=as_json)
+        render.plan(planned, as_json=as_json, rehearsal=rehearse(planned, out, force=force, restart=restart))
         return
     if verbose:
         render.plan(planned, as_json=False, to_stderr=True)

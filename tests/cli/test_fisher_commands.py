@@ -100,6 +100,7 @@ def test_from_fine_tuned_checkpoints_to_a_merged_model(here: Path, run: Run) -> 
     seen = run("inspect", "f-math")
     assert "sequence-classification" in seen.out
     assert "zeros" in seen.out
+    assert "architecture" not in seen.out
     gradient_matching(here)
     forecast = run("mismatch", "r.yml", "--json")
     assert (forecast.code, forecast.err) == (0, "")

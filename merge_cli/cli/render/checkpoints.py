@@ -26,7 +26,9 @@ def inspection(found: Inspection, summary: Mapping[str, LayerSummary], *, as_jso
     facts.add_row("checkpoint", printable(checkpoint.label))
     architectures = checkpoint.config.get("architectures")
     listing = architectures if isinstance(architectures, list) else []
-    facts.add_row("architecture", printable(", ".join(map(str, listing))) or "unknown")
+    # A Fisher has none of its own: its metadata name the model.
+    if listing or "kind" not in checkpoint.metadata:
+        facts.add_row("architecture", printable(", ".join(map(str, listing))) or "unknown")
     facts.add_row("files", f"{len(checkpoint.files)}, {format_bytes(sum(file.size for file in checkpoint.files))}")
     facts.add_row("tensors", str(len(checkpoint.tensors)))
     facts.add_row("parameters", f"{format_count(found.parameters)} ({found.parameters})")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,6 +16,9 @@ from merge_cli.report import MergeReport, findings
 from merge_cli.stream import StreamResult
 from merge_cli.units import format_bytes, format_count, format_seconds
 
+if TYPE_CHECKING:
+    from merge_cli.run import Rehearsal
+
 
 def plan(
     planned: MergePlan,
@@ -23,10 +27,12 @@ def plan(
     every_tensor: bool = False,
     to_stderr: bool = False,
     found: StreamResult | None = None,
+    rehearsal: Rehearsal | None = None,
 ) -> None:
     """Print what a merge would read, write and hold, and what was found where it was measured."""
     if as_json:
-        typer.echo(json.dumps(_plan_json(planned) | (_measured_json(planned, found) if found else {})))
+        measured = _measured_json(planned, found) if found else {}
+        typer.echo(json.dumps(_plan_json(planned) | measured | (asdict(rehearsal) if rehearsal else {})))
         return
     console = new_console(to_stderr=to_stderr)
     inputs = new_table("role", "checkpoint", "files", "size")
@@ -57,6 +63,17 @@ def plan(
             shape = " x ".join(map(str, task.place.shape))
             tensors.add_row(task.place.name, task.place.dtype.torch_name, shape, what)
         console.print(tensors)
+    if rehearsal is not None:
+        _rehearsed(rehearsal)
+
+
+def _rehearsed(found: Rehearsal) -> None:
+    if found.unchanged:
+        typer.echo("a merge would find its output complete and do nothing (--force merges again)")
+        return
+    if found.resumed_bytes:
+        typer.echo(f"a merge would go on from {format_bytes(found.resumed_bytes)} that a stopped run has written")
+    typer.echo("not checked: whether the tensors hold NaN or infinity, which a merge finds where it reads them")
 
 
 def _measured_json(planned: MergePlan, found: StreamResult) -> dict[str, Any]:
