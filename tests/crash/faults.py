@@ -206,7 +206,7 @@ def _check_kind(error: BaseException, hit: Call, fault: str, scene: Scene) -> No
         assert isinstance(error, MemoryError), repr(error)
         return
     kind = CheckpointError if hit.path.is_relative_to(scene.inputs) else ResourceError
-    assert type(error) is kind, repr(error)
+    assert isinstance(error, kind), repr(error)
 
 
 def run_all(cases: tuple[str, ...], work: Path) -> Counter[str]:
