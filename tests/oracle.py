@@ -171,6 +171,14 @@ def dare(
     """
     result = []
     for delta, mask, density in zip(deltas, masks, densities, strict=True):
+        if len(delta) == 1 and density > 0:
+            # A single entry is never dropped, so there is nothing to make up for.
+            result.append(list(delta))
+            continue
+        if density > 0 and not any(mask):
+            # Of several that would all be dropped the largest stays.
+            largest = max(range(len(delta)), key=lambda i: (abs(delta[i]), -i))
+            mask = [int(i == largest) for i in range(len(delta))]
         kept = [x if keep else 0.0 for x, keep in zip(delta, mask, strict=True)]
         factor = 1.0
         if rescale == "l1":

@@ -25,7 +25,9 @@ class DareLinearParams(Params):
     """Parameters of dare_linear."""
 
     weight: Weights = per_model(description="weight of the task vector")
-    density: tuple[Density, ...] = per_model(1.0, description="probability of keeping an entry, 1 - p")
+    density: tuple[Density, ...] = per_model(
+        1.0, description="probability of keeping an entry, 1 - p; a small tensor keeps at least one"
+    )
     scale: Scale = 1.0
     normalize: bool = Field(False, description="divide by the sum of the weights")
     rescale: Rescale = setting(
@@ -65,5 +67,5 @@ METHOD = Method(
     measure=measure_rescale,
     caution=caution,
     numpy=True,
-    version=2,
+    version=3,
 )

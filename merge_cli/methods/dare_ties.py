@@ -44,4 +44,5 @@ METHOD = Method(
     measure=measure_rescale,
     caution=caution,
     numpy=True,
+    version=2,
 )

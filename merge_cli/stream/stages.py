@@ -91,7 +91,7 @@ class Chain:
 
     def _made(self, inputs: Mapping[Need, Array], worker: Worker, task: TensorTask, start: int, stage: int) -> Block:
         name = task.place.name
-        masks = Masks(self.plan.recipe.seed, stage, name, len(task.models), start)
+        masks = Masks(self.plan.recipe.seed, stage, name, len(task.models), start, task.place.numel)
         value = self.whole.get(stage, self.single.get((stage, name)))
         posterior = tuple(prior is not None for prior in self.plan.posteriors)
         return Block(inputs, masks, value, posterior, worker.tally.counts, worker.tally.sums)

@@ -168,7 +168,13 @@ def _blocks(
             for need in Need
             if need in needs and need not in setup.withheld
         }
-        yield Block(rows, Masks(setup.seed, 0, name, _n(inputs), start), measured=measured, counts=counts, sums=sums)
+        yield Block(
+            rows,
+            Masks(setup.seed, 0, name, _n(inputs), start, _numel(inputs)),
+            measured=measured,
+            counts=counts,
+            sums=sums,
+        )
 
 
 def _n(inputs: Inputs) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from merge_cli.kernels import GRAIN
 from merge_cli.methods import find_method, find_step
-from merge_cli.methods.contract import Need
+from merge_cli.methods.contract import Block, Masks, Need
 from merge_cli.methods.prepare import keep_largest
+from merge_cli.methods.prepare.dare import DareParams, dare
 from tests import oracle
 from tests.methods.support import Setup, assert_close, family, made, measure, run, same_bits, smooth_tensors, stepped
 
@@ -116,3 +118,33 @@ def test_nothing_is_searched_where_everything_or_nothing_is_kept() -> None:
     tensors = smooth_tensors(0, 2, {"first": 10})
     params = made(method.params, 2, weight=(1, 1), density=(1, 0))
     assert measure(method, params, tensors) == {"first": [0.0, math.inf]}
+
+
+def small(numbers: list[float], seed: int) -> Block:
+    rows = {Need.DELTAS: torch.tensor([numbers])}
+    return Block(rows, Masks(seed, 0, "w", 1, 0, len(numbers)))
+
+
+@pytest.mark.parametrize("density", [1e-6, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_dare_leaves_a_single_entry_as_it_is(density: float, rescale: bool) -> None:
+    for seed in range(20):
+        params = DareParams(drop_rate=1 - density, rescale=rescale)
+        assert dare(small([0.75], seed), params).tolist() == [[0.75]]
+
+
+def test_dare_drops_a_single_entry_at_density_zero() -> None:
+    assert dare(small([0.75], 0), DareParams(drop_rate=1)).tolist() == [[0.0]]
+
+
+def test_dare_keeps_the_largest_of_a_small_tensor_of_which_all_would_be_dropped() -> None:
+    # At a drop rate of 1 - 2^-20 each of three entries is kept once in 350,000 times.
+    rate = 1 - 2.0**-20
+    for seed in range(20):
+        assert dare(small([0.5, -2.0, 2.0], seed), DareParams(drop_rate=rate, rescale=False)).tolist() == [[0, -2, 0]]
+
+
+def test_dare_takes_a_kept_entry_that_is_zero_for_one_that_is_kept() -> None:
+    kept = [oracle.keep_mask((seed, 0, 0, "w"), 2, 0.5) for seed in range(200)]
+    seed = kept.index([1, 0])
+    assert dare(small([0.0, 4.0], seed), DareParams(drop_rate=0.5)).tolist() == [[0.0, 0.0]]

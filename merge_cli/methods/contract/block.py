@@ -40,6 +40,7 @@ class Masks:
         tensor: Its name.
         n: Number of models.
         start: Index of the block's first element in the tensor.
+        numel: Elements of the whole tensor; 0 where that is not known.
     """
 
     seed: int
@@ -47,6 +48,7 @@ class Masks:
     tensor: str
     n: int
     start: int
+    numel: int = 0
 
     def key(self, model: int) -> Key:
         """Return the key of a model's mask."""
