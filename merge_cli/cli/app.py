@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import io
-import json
 import os
 import signal
 import sys
@@ -20,12 +19,14 @@ from merge_cli.cli.help import Command, epilog, root_epilog
 from merge_cli.cli.looking import inspect, methods, schema, verify
 from merge_cli.cli.measuring import fisher, mismatch
 from merge_cli.cli.merging import merge, plan
+from merge_cli.cli.results import Program, print_error
 from merge_cli.cli.starting import init
 from merge_cli.cli.trying import demo
 from merge_cli.errors import Interrupted, MergeError, ResourceError, WriteError, of_system, shown
 
 app = typer.Typer(
     name="merge-cli",
+    cls=Program,
     help="Merge fine-tuned neural networks in parameter space.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -152,8 +153,7 @@ def _fail(error: MergeError, code: int, cause: BaseException) -> NoReturn:
     """End the program with a message; notes on the cause, on what it has left, are hints too."""
     hints = [*([error.hint] if error.hint else []), *getattr(cause, "__notes__", [])]
     error = MergeError(error.message, hint="; ".join(hints) or None)
-    if "--json" in sys.argv:
-        typer.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": code}))
+    print_error(error.message, error.hint, code)
     for line in shown(f"error: {error}"):
         typer.echo(line, err=True)
     raise SystemExit(code)

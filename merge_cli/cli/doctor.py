@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from merge_cli.cli.merging import AsJson
+from merge_cli.cli.results import print_json
 
 if TYPE_CHECKING:
     from merge_cli.checkpoint.leftovers import Leftover
@@ -47,7 +47,7 @@ def doctor(
         _print(found)
     removed = [each.folder for each in left if clean and remove_leftover(each)]
     if as_json:
-        typer.echo(json.dumps(found | {"removed": [str(path) for path in removed]}))
+        print_json(found | {"removed": [str(path) for path in removed]})
         return
     for path in removed:
         typer.echo(f"removed {_shown(path)}")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from merge_cli.cli.results import print_json
+
 if TYPE_CHECKING:
     from merge_cli.fisher import FisherReport
 
@@ -38,7 +40,7 @@ def tell(report: FisherReport, *, quiet: bool, as_json: bool) -> None:
         content: dict[str, Any] = {"out": str(report.out), "metadata": report.metadata, "ways": report.ways}
         content["resumed"] = report.resumed
         content |= {"unusable": report.unusable, "unmeasured": list(report.unmeasured)}
-        typer.echo(json.dumps(content | {"warnings": list(report.warnings)}))
+        print_json(content | {"warnings": list(report.warnings)})
         return
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +12,7 @@ from typer.core import TyperGroup
 
 from merge_cli.cli.help import Command, epilog
 from merge_cli.cli.merging import AsJson, Device, Memory, Overrides, RecipePath, ShardSize, Threads, make_plan
+from merge_cli.cli.results import print_json
 from merge_cli.errors import RecipeError, did_you_mean
 
 E = TypeVar("E", bound=StrEnum)
@@ -169,7 +169,7 @@ def import_(
     settings = ImportSettings(model, source, chosen, train_examples, batch_size, steps, beta2, tokens)
     metadata = import_fisher(settings, out, force=force, sync=fsync)
     if as_json:
-        typer.echo(json.dumps({"out": str(out), "metadata": metadata}))
+        print_json({"out": str(out), "metadata": metadata})
     elif not quiet:
         typer.echo(f"{out}: Fisher from {kind}'s state, standing for {metadata['train_examples']} examples")
         if "batch_size" in metadata:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from merge_cli.cli.results import print_json
 from merge_cli.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def merge(
         if not quiet:
             render.warnings(report.warnings[len(planned.warnings) :])
         if as_json:
-            typer.echo(json.dumps(report.to_json()))
+            print_json(report.to_json())
         elif not quiet:
             render.report(report)
     except BaseException as error:

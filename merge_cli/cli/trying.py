@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from merge_cli.cli.merging import AsJson
+from merge_cli.cli.results import print_json
 
 
 def demo(
@@ -23,6 +23,6 @@ def demo(
 
     report = run_demo(folder, say=lambda text: typer.echo(text, err=True), seed=seed, quick=quick)
     if as_json:
-        typer.echo(json.dumps(report.to_json()))
+        print_json(report.to_json())
     else:
         render.demo(report)

@@ -322,9 +322,56 @@ def test_what_is_in_a_checkpoint_in_json(run: Run, folder: Path) -> None:
 def test_a_failure_in_json(run: Run, folder: Path, arguments: list[str], code: int) -> None:
     done = run(*arguments, "--json")
     content = json.loads(done.out)
-    assert set(content) == {"error", "hint", "exit_code"}
+    assert set(content) == {"format", "error", "hint", "exit_code"}
     assert content["exit_code"] == done.code == code
     assert f"error: {content['error']}" in done.err
+
+
+@pytest.mark.parametrize("asked", ["-j", "-qj", "-jv"])
+def test_a_failure_in_json_that_is_asked_for_in_short(run: Run, folder: Path, asked: str) -> None:
+    assert json.loads(run("merge", "nowhere.yml", "out", asked).out)["exit_code"] == 2
+    assert run("merge", "nowhere.yml", "-fq", "out").out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "where"),
+    [
+        (["--nonsense"], "--nonsense", "merge-cli"),
+        (["marge", "r.yml"], "marge", "merge-cli"),
+        (["merge", "r.yml"], "OUT", "merge-cli merge"),
+        (["merge", "r.yml", "out", "--thread", "2"], "--thread", "merge-cli merge"),
+        (["merge", "r.yml", "out", "--threads", "0"], "--threads", "merge-cli merge"),
+        (["merge", "r.yml", "out", "--memory", "lots"], "'lots' is not a size", "merge-cli merge"),
+        (["verify", "out", "--replay", "none"], "'none' is not a number of tensors", "merge-cli verify"),
+        (["fisher", "base", "--draws", "0"], "--draws", "merge-cli fisher measure"),
+    ],
+)
+def test_a_wrong_command_line_in_json(run: Run, folder: Path, arguments: list[str], says: str, where: str) -> None:
+    done = run(*arguments, "--json")
+    content = json.loads(done.out)
+    assert says in content["error"]
+    assert says in done.err
+    assert content["hint"] == f"{where} --help shows what it takes"
+    assert (content["format"], content["exit_code"], done.code) == (1, 2, 2)
+    assert run(*arguments).out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["merge", "r.yml", "out"],
+        ["merge", "r.yml", "out", "--dry-run"],
+        ["plan", "r.yml"],
+        ["plan", "r.yml", "--measure"],
+        ["inspect", "one"],
+        ["methods"],
+        ["methods", "ties"],
+        ["doctor"],
+        ["verify", "one"],
+    ],
+)
+def test_every_result_in_json_names_the_form_it_has(run: Run, folder: Path, arguments: list[str]) -> None:
+    assert json.loads(run(*arguments, "--json").out)["format"] == 1
 
 
 def test_the_schema_is_json_and_nothing_else(run: Run) -> None:

@@ -74,7 +74,8 @@ def test_a_merge_that_is_stopped_leaves_nothing(folder: Path, number: signal.Sig
     returned, out, err = ended(process)
     assert returned == code, err
     assert err == f"error: {word}; nothing was written\n"
-    assert json.loads(out) == {"error": f"{word}; nothing was written", "hint": None, "exit_code": code}
+    said = {"error": f"{word}; nothing was written", "hint": None, "exit_code": code}
+    assert json.loads(out) == {"format": 1, **said}
     assert listing(folder) == before
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import typer
-
 from merge_cli.cli.example import example_recipe
 from merge_cli.cli.render.console import new_console, new_table
+from merge_cli.cli.results import print_json
 from merge_cli.methods import find_method, method_names
 from merge_cli.methods.contract import field_default, is_constant, is_per_model
 
@@ -17,7 +16,7 @@ def methods(*, as_json: bool) -> None:
     """List the methods."""
     found = {name: find_method(name) for name in method_names()}
     if as_json:
-        typer.echo(json.dumps({name: method.summary for name, method in found.items()}))
+        print_json({"methods": {name: method.summary for name, method in found.items()}})
         return
     table = new_table("method", "what it does", "parameters")
     for name, method in found.items():
@@ -33,7 +32,7 @@ def method(name: str, *, as_json: bool) -> None:
             "name": name, "summary": found.summary, "equation": found.equation, "source": found.source,
             "differs": found.differs, "version": found.version, "parameters": found.params.model_json_schema(),
         }  # fmt: skip
-        typer.echo(json.dumps(content, ensure_ascii=False))
+        print_json(content)
         return
     console = new_console()
     console.print(f"{name}: {found.summary}\n\n  {found.equation}\n")

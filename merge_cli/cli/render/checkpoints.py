@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -10,6 +9,7 @@ import typer
 from rich.table import Table
 
 from merge_cli.cli.render.console import new_console, new_table, warnings
+from merge_cli.cli.results import print_json
 from merge_cli.errors import count_of, printable, shown
 from merge_cli.report import Inspection, LayerSummary, Verification
 from merge_cli.units import format_bytes, format_count
@@ -19,7 +19,7 @@ def inspection(found: Inspection, summary: Mapping[str, LayerSummary], *, as_jso
     """Print what is in a checkpoint, and the summary of a Fisher."""
     if as_json:
         fisher = {"fisher": {layer: asdict(each) for layer, each in summary.items()}} if summary else {}
-        typer.echo(json.dumps(found.to_json() | fisher))
+        print_json(found.to_json() | fisher)
         return
     checkpoint, console = found.checkpoint, new_console()
     facts = new_table("", "")
@@ -71,7 +71,7 @@ def _layers(found: Inspection, summary: Mapping[str, LayerSummary]) -> Table:
 def verification(found: Verification, *, as_json: bool) -> None:
     """Print what checking a merged checkpoint has shown; problems on standard error."""
     if as_json:
-        typer.echo(json.dumps(found.to_json()))
+        print_json(found.to_json())
         return
     warnings(found.notes)
     for line in (line for problem in found.problems for line in shown(f"error: {problem}")):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import typer
 
 from merge_cli.cli.render.console import new_console, new_table
+from merge_cli.cli.results import print_json
 from merge_cli.errors import printable
 from merge_cli.report import MismatchReport
 from merge_cli.report.mismatch import SCHEMES, title_of
@@ -26,7 +26,7 @@ _UNITS = {
 def mismatch(found: MismatchReport, *, as_json: bool) -> None:
     """Print a forecast of gradient mismatch."""
     if as_json:
-        typer.echo(json.dumps(found.to_json()))
+        print_json(found.to_json())
         return
     console = new_console()
     table = new_table("gradient mismatch, forecast", *map(title_of, found.forecast))

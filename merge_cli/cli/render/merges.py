@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from merge_cli.cli.render.console import new_console, new_table
+from merge_cli.cli.results import print_json
 from merge_cli.errors import count_of, printable
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, findings
@@ -32,7 +33,7 @@ def plan(
     """Print what a merge would read, write and hold, and what was found where it was measured."""
     if as_json:
         measured = _measured_json(planned, found) if found else {}
-        typer.echo(json.dumps(_plan_json(planned) | measured | (asdict(rehearsal) if rehearsal else {})))
+        print_json(_plan_json(planned) | measured | (asdict(rehearsal) if rehearsal else {}))
         return
     console = new_console(to_stderr=to_stderr)
     inputs = new_table("role", "checkpoint", "files", "size")
