@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -19,6 +20,15 @@ _COLOURS = {"warning": "yellow", "note": "cyan"}
 
 class _Console(Console):
     """A console whose reader may go away, as ``head`` does."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; what goes into a pipe has no blanks at the ends of its lines."""
+        if self.is_terminal:
+            super().print(*objects, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        self.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
     def on_broken_pipe(self) -> None:
         """End the program as a shell says of one that nobody reads any more."""

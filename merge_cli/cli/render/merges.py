@@ -14,10 +14,12 @@ from merge_cli.cli.results import print_json
 from merge_cli.errors import count_of, printable
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, findings
-from merge_cli.stream import StreamResult
+from merge_cli.stream import StreamResult, choose_device
 from merge_cli.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from merge_cli.run import Rehearsal
 
 
@@ -36,10 +38,14 @@ def plan(
         print_json(_plan_json(planned) | measured | (asdict(rehearsal) if rehearsal else {}))
         return
     console = new_console(to_stderr=to_stderr)
-    inputs = new_table("role", "checkpoint", "files", "size")
+    own = _per_model(planned)
+    inputs = new_table("role", "checkpoint", "files", "size", *own)
     for each in planned.inputs:
-        inputs.add_row(each.role, printable(each.label), str(len(each.files)), format_bytes(each.nbytes))
+        kind, _, number = each.role.rpartition(" ")
+        values = [given[int(number)] if kind == "model" else "" for given in own.values()]
+        inputs.add_row(each.role, printable(each.label), str(len(each.files)), format_bytes(each.nbytes), *values)
     console.print(inputs)
+    console.print()
     facts = new_table("", "")
     copied = len(planned.tasks) - len(planned.merged)
     facts.add_row("method", f"{planned.recipe.merge_method}: {planned.method.equation}")
@@ -48,24 +54,52 @@ def plan(
     facts.add_row("tensors", f"{len(planned.merged)} merged, {copied} copied")
     facts.add_row("read", format_bytes(planned.read_bytes))
     facts.add_row("write", f"{format_bytes(planned.written_bytes)} in {count_of(len(planned.layout.shards), 'file')}")
-    facts.add_row("hold", f"{format_bytes(planned.buffer_bytes)} of {format_bytes(planned.memory_bytes)} for buffers")
-    facts.add_row(
-        "work", f"{count_of(planned.threads, 'worker')}, {planned.block_numel} elements per block, {planned.device}"
-    )
+    facts.add_row("hold", f"{format_bytes(planned.buffer_bytes)} of {_budget(planned.memory_bytes)} for buffers")
+    device = choose_device(planned.device)
+    facts.add_row("work", f"{count_of(planned.threads, 'worker')}, {planned.block_numel} elements per block, {device}")
     console.print(facts)
     if found is not None:
         _sentences(findings(planned, found.diagnosis, found.counts))
         if every_tensor:
             diagnostics(found.diagnosis.values)
     if every_tensor:
-        tensors = new_table("tensor", "dtype", "shape", "")
-        for task in planned.tasks:
-            what = json.dumps(task.params.model_dump(mode="json", by_alias=True)) if task.params else "copied"
-            shape = " x ".join(map(str, task.place.shape))
-            tensors.add_row(task.place.name, task.place.dtype.torch_name, shape, what)
-        console.print(tensors)
+        _every_tensor(planned, console)
     if rehearsal is not None:
         _rehearsed(rehearsal)
+
+
+def _per_model(planned: MergePlan) -> dict[str, list[str]]:
+    """Return what each model is given, by name: a number, or that it depends on the tensor."""
+    sets = {id(task.params): task.params.model_dump(mode="json") for task in planned.merged if task.params}
+    found = {}
+    for name in ("weight", "density"):
+        each = [values[name] for values in sets.values() if isinstance(values.get(name), list)]
+        if each:
+            columns = zip(*each, strict=True)
+            found[name] = [f"{column[0]:.4g}" if len(set(column)) == 1 else "by tensor" for column in columns]
+    return found
+
+
+def _every_tensor(planned: MergePlan, console: Console) -> None:
+    """Print each set of parameters once, under a letter, and then every tensor with the letter of its own."""
+    letters: dict[str, str] = {}
+    tensors = new_table("tensor", "dtype", "shape", "set")
+    for task in planned.tasks:
+        said = json.dumps(task.params.model_dump(mode="json", by_alias=True)) if task.params else ""
+        letter = letters.setdefault(said, f"#{len(letters) + 1}") if said else "copied"
+        shape = " x ".join(map(str, task.place.shape))
+        tensors.add_row(printable(task.place.name), task.place.dtype.torch_name, shape, letter)
+    sets = new_table("set", "parameters")
+    for said, letter in letters.items():
+        sets.add_row(letter, said)
+    for table in (sets, tensors):
+        console.print()
+        console.print(table)
+
+
+def _budget(nbytes: int) -> str:
+    """Return a budget in the unit in which it is typed as a rule."""
+    return f"{nbytes // 2**20} MiB" if nbytes % 2**20 == 0 else format_bytes(nbytes)
 
 
 def _rehearsed(found: Rehearsal) -> None:
