@@ -289,7 +289,7 @@ def test_a_merge_that_was_stopped_while_it_cleared_up_is_not_in_its_own_way(mode
         ({"seed": 4}, "seed was 3 and is 4"),
         ({"out_dtype": "float16"}, "the layout changed"),
         ({"exclude": ["head"]}, "the parameters changed; the sources changed"),
-        ({"merge_method": "dare_ties"}, "method was ties 2 and is dare_ties 1"),
+        ({"merge_method": "dare_ties"}, "method was ties 2 and is dare_ties 2"),
         ({"prepare": {"dare": {"drop_rate": 0.5}}}, "steps"),
         ({"models": [{"model": "two", "parameters": {"weight": 1}}]}, "input model 0"),
         ({"shard_size": 500}, "the layout changed"),
