@@ -43,7 +43,7 @@ def verify(
     made = read_manifest(out, files)
     inputs = {f"{each.reference}/{file.name}": file.sha256 for each in made.inputs for file in each.files}
     found = Verification(str(out), made.tool, inputs=inputs)
-    digests, problems = check_digests(out, made, threads, files)
+    digests, problems = check_digests(out, made, threads, files, listener or Quiet())
     added, notes = check_names(out, made, files)
     problems += added
     checkpoint: Checkpoint | None = None

@@ -26,7 +26,9 @@ _LOADED = (
 )  # fmt: skip
 
 
-def check_digests(out: Path, made: Manifest, threads: int | None, files: Files) -> tuple[int, list[str]]:
+def check_digests(
+    out: Path, made: Manifest, threads: int | None, files: Files, listener: Listener
+) -> tuple[int, list[str]]:
     """Return how many files are as recorded, and what is wrong with the others, in the order recorded."""
     problems: list[str] = []
     recorded = _recorded(out, files, problems)
@@ -37,9 +39,23 @@ def check_digests(out: Path, made: Manifest, threads: int | None, files: Files) 
     for name, digest in made.files.items():
         if recorded.setdefault(name, digest) != digest:
             problems.append(f"{DIGEST_FILE} and {MANIFEST_FILE} disagree about {name}")
+    sizes = {name: _size(out / name) for name in recorded}
+    listener.phase("hashing", sum(sizes.values()))
+    wrong = []
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-        wrong = list(filter(None, pool.map(lambda name: _wrong(out, name, recorded[name], files), recorded)))
+        found = pool.map(lambda name: _wrong(out, name, recorded[name], files), recorded)
+        for name, said in zip(recorded, found, strict=True):
+            listener.advance(name, sizes[name])
+            wrong += [said] if said else []
     return len(recorded) - len(wrong), problems + wrong
+
+
+def _size(path: Path) -> int:
+    """Return a file's size for what shows progress; what is wrong with the file is found out later."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def check_names(out: Path, made: Manifest, files: Files) -> tuple[list[str], list[str]]:

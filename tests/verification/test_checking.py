@@ -421,3 +421,26 @@ def test_another_version_of_the_program_is_noted(folder: Path) -> None:
     notes = verify("out", replay=Replay(1)).notes
     assert notes[0].startswith("made by merge-cli 0.0.1, computed again by merge-cli ")
     assert notes[1].startswith("ties was version 77 and is ")
+
+
+class Watching:
+    """Keeps which phases there were, with their bytes, and how many were told of."""
+
+    def __init__(self) -> None:
+        self.phases: list[tuple[str, int]] = []
+        self.told = 0
+
+    def phase(self, name: str, nbytes: int) -> None:
+        self.phases.append((name, nbytes))
+
+    def advance(self, tensor: str, nbytes: int) -> None:
+        self.told += nbytes
+
+
+def test_hashing_shows_its_progress_too(folder: Path) -> None:
+    watching = Watching()
+    assert verify("out", listener=watching).sound
+    listed = [path for path in (folder / "out").iterdir() if path.name != "SHA256SUMS"]
+    weights = sum(tensor.numel() * 4 for tensor in _tensors(0).values())
+    assert watching.phases == [("hashing", sum(path.stat().st_size for path in listed)), ("looking for NaN", weights)]
+    assert watching.told == sum(nbytes for _, nbytes in watching.phases)
