@@ -368,9 +368,9 @@ def regression(seed: int, *, orthogonal: bool) -> tuple[list[np.ndarray], list[n
 
 def fisher_of_regressions(designs: list[np.ndarray], targets: list[np.ndarray]) -> tuple[Tensor, np.ndarray]:
     """Return the Fisher average of two least-squares fits, and the fit to all examples together."""
-    fits = [np.linalg.lstsq(x, y)[0] for x, y in zip(designs, targets, strict=True)]
+    fits = [np.linalg.lstsq(x, y, rcond=None)[0] for x, y in zip(designs, targets, strict=True)]
     inputs = family(models=np.stack(fits), fisher=np.stack([(x * x).mean(axis=0) for x in designs]))
-    pooled = np.linalg.lstsq(np.vstack(designs), np.concatenate(targets))[0]
+    pooled = np.linalg.lstsq(np.vstack(designs), np.concatenate(targets), rcond=None)[0]
     # As many examples in both, so the mean Fishers are on the same scale.
     return merged("fisher", inputs, normalize_fisher=False, fisher_floor=0), pooled
 
@@ -388,7 +388,7 @@ def test_for_correlated_inputs_the_diagonal_is_not_enough(seed: int) -> None:
     assert float((result.double() - torch.tensor(pooled)).abs().max()) > 0.005
     # With full matrices it would be.
     grams = [x.T @ x for x in designs]
-    fits = [np.linalg.lstsq(x, y)[0] for x, y in zip(designs, targets, strict=True)]
+    fits = [np.linalg.lstsq(x, y, rcond=None)[0] for x, y in zip(designs, targets, strict=True)]
     full = np.linalg.solve(sum(grams), sum(g @ fit for g, fit in zip(grams, fits, strict=True)))
     assert np.allclose(full, pooled)
 
