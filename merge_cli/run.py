@@ -100,6 +100,7 @@ def merge(
     staging.finish()
     digests = None if force else finished(plan, out, files)
     if digests is not None:
+        _check_weights(plan, out, digests, files)
         report = _unchanged(plan, out, digests, seconds=time.perf_counter() - began)
         return _with_what_is_left(report, staging)
     plan = examined(plan, files=files)
@@ -265,6 +266,16 @@ def _report(plan: MergePlan, out: Path, written: _Written, *, seconds: float) ->
         notes=plan.notes,
         files=written.weights,
     )
+
+
+def _check_weights(plan: MergePlan, out: Path, digests: Mapping[str, str], files: Files) -> None:
+    """Refuse to call an output complete whose weights are not what was written."""
+    for shard in plan.layout.shards:
+        if files.sha256(out / shard.file) != digests[shard.file]:
+            raise RecipeError(
+                f"{out} is the output of this merge, but {shard.file} has changed since, by its SHA-256",
+                hint="--force merges again",
+            )
 
 
 def _unchanged(plan: MergePlan, out: Path, digests: Mapping[str, str], *, seconds: float) -> MergeReport:

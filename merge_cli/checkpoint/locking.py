@@ -53,7 +53,7 @@ def locked(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
             raise
         yield fd
     finally:
-        # The file is empty: that the system cannot close it takes nothing from what was done.
+        # What the file holds counts for the next run alone: that it cannot be closed takes nothing from what was done.
         with contextlib.suppress(OSError):
             files.close(fd)
 

@@ -19,7 +19,7 @@ def finished(plan: MergePlan, out: Path, files: Files) -> Mapping[str, str] | No
     """Return the recorded digests of an output that this plan has made; None where it is another one, or incomplete.
 
     Names, sizes of the weights, the configuration and side files are looked at, and the digest of what decides the
-    weights' bytes. The weights themselves are not read: that is what ``verify`` is for.
+    weights' bytes. The weights themselves are not read: who calls the output complete holds them against the digests.
     """
     try:
         with reading(out):

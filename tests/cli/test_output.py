@@ -162,6 +162,20 @@ def test_an_output_that_is_not_what_the_command_makes_is_in_its_way(run: Run, fo
     assert done.err.startswith("error: out exists")
 
 
+def test_an_output_whose_weights_have_changed_is_not_called_complete(run: Run, folder: Path) -> None:
+    assert run("merge", "r.yml", "out").code == 0
+    path = folder / "out" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    done = run("merge", "r.yml", "out")
+    assert done.code == 2
+    assert "model.safetensors has changed since" in done.err
+    assert "--force merges again" in done.err
+    assert run("merge", "r.yml", "out", "--force").code == 0
+    assert run("merge", "r.yml", "out").code == 0
+
+
 @pytest.mark.parametrize("left", [[".lock"], [".lock", ".journal"], [".lock", ".journal", ".replacing"]])
 def test_the_same_command_ends_well_after_a_kill_just_after_the_output_got_its_name(
     run: Run, folder: Path, left: list[str]
