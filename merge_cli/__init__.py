@@ -11,7 +11,6 @@ Names are imported on first use, so that a program that only asks for the versio
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from merge_cli.errors import (
@@ -24,6 +23,7 @@ from merge_cli.errors import (
     VerificationError,
     WriteError,
 )
+from merge_cli.version import __version__
 
 if TYPE_CHECKING:
     from merge_cli.checkpoint import open_checkpoint
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from merge_cli.report import MergeReport, Verification
     from merge_cli.run import merge
     from merge_cli.verification import Replay, verify
-
-__version__ = version("merge-cli-nn")
 
 _LAZY = {
     "MergePlan": "merge_cli.plan",

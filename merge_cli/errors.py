@@ -10,11 +10,7 @@ MergeError
 └── Interrupted       130   stopped by the user
 """
 
-import difflib
 import errno
-from collections.abc import Iterable
-
-_MOST_LINE = 2000
 
 
 class MergeError(Exception):
@@ -98,38 +94,3 @@ def of_system(error: OSError, path: object = None) -> ResourceError:
     if error.errno in _LACKING:
         return ResourceError(message)
     return WriteError(message, hint="choose another place for the output, or see who may write there")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """Return ``did you mean 'x'?`` for the closest of ``known``, or None where nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else None
-
-
-def printable(text: str) -> str:
-    """Write what a terminal would obey instead of showing it, and what no encoding can hold, as escapes.
-
-    Names and paths come from whoever made a file; an escape sequence in one could rewrite what a user reads.
-    """
-    return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
-
-
-def shown(text: str) -> list[str]:
-    """Return the lines of a message as a terminal may be given them: printable, and none of them without an end.
-
-    What a hostile file calls itself may be longer than all that is said of it.
-    """
-    lines = printable(text).splitlines()
-    return [line if len(line) <= _MOST_LINE else f"{line[:_MOST_LINE]}..." for line in lines]
-
-
-def listed(names: Iterable[str], *, most: int = 8) -> str:
-    """Join names for a message: all of them up to ``most``, then how many more there are."""
-    everything = list(names)
-    shown = ", ".join(everything[:most])
-    return shown if len(everything) <= most else f"{shown} and {len(everything) - most} more"
-
-
-def count_of(count: int, what: str) -> str:
-    """Write a count with its noun: ``1 tensor``, ``3 tensors``."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from merge_cli import __version__
 from merge_cli.checkpoint import (
     FileIdentity,
     Files,
@@ -25,9 +24,9 @@ from merge_cli.checkpoint import (
     check_replaceable,
 )
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, sha256_lines
+from merge_cli.checkpoint.os_errors import reading, writing
 from merge_cli.checkpoint.rehearsal import rehearsed
 from merge_cli.checkpoint.staging import working_folders
-from merge_cli.checkpoint.turning import reading, writing
 from merge_cli.checkpoint.writer import check_room
 from merge_cli.errors import RecipeError
 from merge_cli.methods.contract import Diagnosis
@@ -52,7 +51,8 @@ from merge_cli.stream import (
     sound_past,
     stream,
 )
-from merge_cli.units import format_bytes
+from merge_cli.text import format_bytes
+from merge_cli.version import __version__
 
 _TOOL = f"merge-cli {__version__}"
 

@@ -10,10 +10,8 @@ from merge_cli.errors import (
     ResourceError,
     VerificationError,
     WriteError,
-    did_you_mean,
-    listed,
-    printable,
 )
+from merge_cli.text import did_you_mean, listed, printable
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 from merge_cli.checkpoint.dtypes import DType, parse_float_dtype, to_torch
 from merge_cli.checkpoint.files import Files
+from merge_cli.checkpoint.fingerprint import model_identity
 from merge_cli.checkpoint.header import FileIdentity, StoredTensor
-from merge_cli.checkpoint.identity import model_identity
-from merge_cli.checkpoint.index import Checkpoint, open_checkpoint
 from merge_cli.checkpoint.layout import Layout, lay_out
-from merge_cli.checkpoint.locate import SIDE_PATTERNS, locate
+from merge_cli.checkpoint.open import Checkpoint, open_checkpoint
 from merge_cli.checkpoint.reader import Reader
+from merge_cli.checkpoint.resolve import SIDE_PATTERNS, locate
 from merge_cli.checkpoint.staging import Staging, check_apart, check_replaceable
 from merge_cli.checkpoint.views import renamed
 from merge_cli.checkpoint.writer import ShardWriter

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.turning import reading
+from merge_cli.checkpoint.os_errors import reading
 from merge_cli.errors import CheckpointError
 
 # Some 90,000 tensors take as much.

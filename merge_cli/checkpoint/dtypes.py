@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING
 
-from merge_cli.errors import did_you_mean
+from merge_cli.text import did_you_mean
 
 if TYPE_CHECKING:
     import torch

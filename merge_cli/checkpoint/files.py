@@ -12,8 +12,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from merge_cli.checkpoint.calls import SystemCalls
-from merge_cli.checkpoint.turning import reading, writing
+from merge_cli.checkpoint.os_errors import reading, writing
+from merge_cli.checkpoint.syscalls import SystemCalls
 from merge_cli.errors import CheckpointError
 
 # Linux transfers at most this many bytes in one call, whatever is asked for.

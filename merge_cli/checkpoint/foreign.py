@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from merge_cli.errors import CheckpointError, listed
+from merge_cli.errors import CheckpointError
+from merge_cli.text import listed
 
 _MERGE_IN = "merge it into its base first: peft's merge_and_unload, then save_pretrained"
 _RESAVE = "load it with transformers and save it again: save_pretrained writes safetensors"

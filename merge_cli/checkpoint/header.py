@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge_cli.checkpoint.bounded_json import is_text, parse_json
 from merge_cli.checkpoint.dtypes import DType
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.json_text import is_text, parse_json
+from merge_cli.checkpoint.os_errors import reading
 from merge_cli.checkpoint.samples import sample_digest
-from merge_cli.checkpoint.turning import reading
 from merge_cli.errors import CheckpointError
 
 # The limit that the format's own library sets.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.locking import LOCK, discard_locked, is_marked, locked
+from merge_cli.checkpoint.folder_lock import LOCK, discard_locked, is_marked, locked
 from merge_cli.checkpoint.staging import check_replaceable
 from merge_cli.errors import MergeError
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from merge_cli.checkpoint.dtypes import DType
 from merge_cli.checkpoint.header import StoredTensor
-from merge_cli.errors import CheckpointError, listed
+from merge_cli.errors import CheckpointError
+from merge_cli.text import listed
 
 _ORIGINAL = "merge the original checkpoint in bfloat16, float16 or float32, then quantise the result"
 # Where transformers, old versions of compressed-tensors, and MLX say how a model is quantised.

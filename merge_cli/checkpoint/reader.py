@@ -12,11 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from merge_cli.checkpoint.descriptors import Descriptors
+from merge_cli.checkpoint.fd_cache import Descriptors
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.header import FileIdentity, StoredTensor, place_of
-from merge_cli.checkpoint.pickled import read_any_header
-from merge_cli.checkpoint.turning import reading
+from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.torch_bin import read_any_header
 from merge_cli.errors import CheckpointError
 
 

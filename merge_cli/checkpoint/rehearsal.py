@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.locking import LOCK, discard_locked, is_marked, locked
+from merge_cli.checkpoint.folder_lock import LOCK, discard_locked, is_marked, locked
+from merge_cli.checkpoint.os_errors import writing
 from merge_cli.checkpoint.staging import Staging
-from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import BusyError
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_digests
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.locking import LOCK, clear_locked, discard_locked, is_in, is_marked, locked
-from merge_cli.checkpoint.turning import writing
-from merge_cli.errors import BusyError, CheckpointError, RecipeError, listed
+from merge_cli.checkpoint.folder_lock import LOCK, clear_locked, discard_locked, is_in, is_marked, locked
+from merge_cli.checkpoint.os_errors import writing
+from merge_cli.errors import BusyError, CheckpointError, RecipeError
+from merge_cli.text import listed
 
 # In OUT.partial: what is called OUT.replaced is the checkpoint that the new one replaces. In OUT: so is OUT.partial.
 _REPLACING = ".replacing"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from merge_cli.checkpoint.index import Checkpoint
+from merge_cli.checkpoint.open import Checkpoint
 
 
 def renamed(checkpoint: Checkpoint, names: Mapping[str, str], note: str) -> Checkpoint:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from merge_cli.checkpoint.bounded_json import read_json
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.foreign import refuse_adapter_folder, refuse_foreign_folder
-from merge_cli.checkpoint.json_text import read_json
-from merge_cli.checkpoint.locate import refuse_link_out
-from merge_cli.errors import CheckpointError, listed
+from merge_cli.checkpoint.resolve import refuse_link_out
+from merge_cli.errors import CheckpointError
+from merge_cli.text import listed
 
 _SHARD_NAME = re.compile(r"-\d+-of-(?!0*1\.)\d+\.safetensors$")
 

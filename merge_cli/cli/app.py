@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import io
-import os
 import signal
 import sys
 from types import FrameType
@@ -13,16 +10,22 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from merge_cli import __version__
+from merge_cli.cli.demo import demo
 from merge_cli.cli.doctor import doctor
+from merge_cli.cli.fisher import fisher
 from merge_cli.cli.help import Command, epilog, root_epilog
-from merge_cli.cli.looking import inspect, methods, schema, verify
-from merge_cli.cli.measuring import fisher, mismatch
-from merge_cli.cli.merging import merge, plan
+from merge_cli.cli.init import init
+from merge_cli.cli.inspect import inspect
+from merge_cli.cli.merge import merge, plan
+from merge_cli.cli.methods import methods
+from merge_cli.cli.mismatch import mismatch
 from merge_cli.cli.results import Program, print_error
-from merge_cli.cli.starting import init
-from merge_cli.cli.trying import demo
-from merge_cli.errors import Interrupted, MergeError, ResourceError, WriteError, of_system, shown
+from merge_cli.cli.schema import schema
+from merge_cli.cli.verify import verify
+from merge_cli.errors import Interrupted, MergeError, ResourceError, WriteError, of_system
+from merge_cli.process import end_process, pause_gc
+from merge_cli.text import shown
+from merge_cli.version import __version__
 
 app = typer.Typer(
     name="merge-cli",
@@ -89,9 +92,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Run the program; a user's mistake ends in a message and an exit code, a bug in a stack trace and 1."""
-    # Imports make objects that stay, torch's a million; looking for garbage among them takes a fifth of the start-up.
-    # Garbage is collected again when work begins.
-    gc.disable()
+    pause_gc()
     for number in _STOPPING:
         # Whoever started the program may have asked for a signal to be ignored, as nohup and `&` in scripts do.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -125,11 +126,7 @@ def main() -> None:
 
 
 def program() -> NoReturn:
-    """Run :func:`main` as the whole process, and end that at once.
-
-    Taking the interpreter apart object by object, torch's million among them, takes half a second and frees nothing
-    that the system would not.
-    """
+    """Run :func:`main` as the whole process."""
     code: int | str | None = 0
     try:
         main()
@@ -138,15 +135,7 @@ def program() -> NoReturn:
     # All is said and done: a signal that comes now has nothing to stop.
     for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            code = code or _PIPE_CLOSED
-        except OSError:
-            code = code or WriteError.exit_code
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    end_process(code, broken_pipe=_PIPE_CLOSED, write_error=WriteError.exit_code)
 
 
 def _fail(error: MergeError, code: int, cause: BaseException) -> NoReturn:

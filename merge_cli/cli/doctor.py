@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from merge_cli.cli.merging import AsJson
+from merge_cli.cli.options import AsJson
 from merge_cli.cli.results import print_json
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _described(left: Leftover) -> dict[str, Any]:
 
 def _print(found: dict[str, Any]) -> None:
     from merge_cli.cli.render.console import new_console, new_table
-    from merge_cli.units import format_bytes
+    from merge_cli.text import format_bytes
 
     console, table = new_console(), new_table("", "")
     for name, version in found["versions"].items():
@@ -129,13 +129,13 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _age(seconds: float) -> str:
-    from merge_cli.units import format_seconds
+    from merge_cli.text import format_seconds
 
     days = int(seconds // 86_400)
     return f"{days} days" if days > 1 else format_seconds(seconds)
 
 
 def _shown(path: Path | str) -> str:
-    from merge_cli.errors import printable
+    from merge_cli.text import printable
 
     return printable(str(path))

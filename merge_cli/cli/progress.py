@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from merge_cli.stream.progress import Listener, Quiet
-from merge_cli.units import format_bytes, format_seconds
+from merge_cli.text import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task

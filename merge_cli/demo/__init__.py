@@ -4,6 +4,6 @@ It stands above everything but the command line: what it does to checkpoints, a 
 """
 
 from merge_cli.demo.report import DemoReport
-from merge_cli.demo.running import run_demo
+from merge_cli.demo.run_demo import run_demo
 
 __all__ = ["DemoReport", "run_demo"]

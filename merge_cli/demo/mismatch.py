@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from merge_cli.checkpoint import open_checkpoint
-from merge_cli.demo import tiny
+from merge_cli.demo import byte_lm
 from merge_cli.demo.corpus import Domain
 from merge_cli.demo.recipes import EXPERTS
-from merge_cli.fisher import read_all, squared_norm
+from merge_cli.fisher import read_all
+from merge_cli.mismatch import squared_norm
 
 # Prior precision, relative to the mean of the base's curvature; the default of gradient matching.
 _RELATIVE_PRIOR = 0.01
@@ -32,7 +33,7 @@ class Mismatch:
     """
 
     def __init__(self, folder: Path, domains: Sequence[Domain], examples: int) -> None:
-        self._data = [(tiny.encode(domain.train[:examples]), len(domain.train)) for domain in domains]
+        self._data = [(byte_lm.encode(domain.train[:examples]), len(domain.train)) for domain in domains]
         own = [read_all(open_checkpoint(folder / f"fisher-{i + 1}" / "gradient")) for i in range(len(EXPERTS))]
         self._own = {name: _sum(each[name] for each in own) for name in own[0]}
         base = open_checkpoint(folder / "fisher-base")
@@ -44,8 +45,8 @@ class Mismatch:
 
     def of(self, folder: Path) -> float:
         """Return the mismatch of the model in a folder."""
-        model = tiny.load(folder)
-        there = [tiny.sum_gradient(model, tokens, examples=examples) for tokens, examples in self._data]
+        model = byte_lm.load(folder)
+        there = [byte_lm.sum_gradient(model, tokens, examples=examples) for tokens, examples in self._data]
         gaps = {name: _sum(each[name] for each in there) - own for name, own in self._own.items()}
         return math.sqrt(sum(squared_norm(gap, self._curvature[name]) for name, gap in gaps.items()))
 

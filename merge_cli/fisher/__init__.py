@@ -2,10 +2,9 @@
 
 from merge_cli.fisher.data import Source
 from merge_cli.fisher.estimate import FisherReport, estimate_fisher, measuring_folder
-from merge_cli.fisher.imports import ImportSettings, Kind, import_fisher
-from merge_cli.fisher.losses import Estimator, Task
-from merge_cli.fisher.metric import squared_norm
-from merge_cli.fisher.probing import Probe, load_for, make_probe, write_gradient
+from merge_cli.fisher.from_optimizer import ImportSettings, Kind, import_fisher
+from merge_cli.fisher.likelihood import Estimator, Task
+from merge_cli.fisher.loss_gradient import Probe, load_for, make_probe, write_gradient
 from merge_cli.fisher.settings import Columns, FisherSettings
 from merge_cli.fisher.storage import read_all, read_tensor
 
@@ -26,6 +25,5 @@ __all__ = [
     "measuring_folder",
     "read_all",
     "read_tensor",
-    "squared_norm",
     "write_gradient",
 ]

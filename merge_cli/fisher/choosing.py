@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from merge_cli.checkpoint import Checkpoint
-from merge_cli.errors import RecipeError, listed
-from merge_cli.fisher.modelling import Loaded, StoredNames
+from merge_cli.errors import RecipeError
+from merge_cli.fisher.hf_model import Loaded
+from merge_cli.fisher.parameter_names import StoredNames
 from merge_cli.fisher.settings import FisherSettings
+from merge_cli.text import listed
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge_cli.fisher.examples import Unusable
-from merge_cli.fisher.losses import IGNORED
+from merge_cli.fisher.batching import Unusable
+from merge_cli.fisher.likelihood import IGNORED
 
 
 def class_of(row: Mapping[str, Any], column: str | None, known: Classes) -> Tensor:

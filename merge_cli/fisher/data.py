@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merge_cli.errors import CheckpointError, RecipeError, ResourceError, did_you_mean, listed
-from merge_cli.fisher.libraries import hushed, require
+from merge_cli.errors import CheckpointError, RecipeError, ResourceError
+from merge_cli.fisher.optional_imports import hushed, require
+from merge_cli.text import did_you_mean, listed
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

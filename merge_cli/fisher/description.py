@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from merge_cli import __version__
+from merge_cli.fisher.batching import Tally
 from merge_cli.fisher.data import Rows
-from merge_cli.fisher.encoding import Encoder
-from merge_cli.fisher.examples import Tally
-from merge_cli.fisher.losses import Estimator, Likelihood
-from merge_cli.fisher.modelling import Loaded
+from merge_cli.fisher.encode import Encoder
+from merge_cli.fisher.hf_model import Loaded
+from merge_cli.fisher.likelihood import Estimator, Likelihood
 from merge_cli.fisher.settings import FisherSettings
+from merge_cli.version import __version__
 
 
 def describe(

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from merge_cli.checkpoint import Files, Staging, check_apart, check_replaceable, locate, open_checkpoint
 from merge_cli.checkpoint.digest_file import write_digests
-from merge_cli.checkpoint.locking import clear_locked
+from merge_cli.checkpoint.folder_lock import clear_locked
+from merge_cli.checkpoint.os_errors import writing
 from merge_cli.checkpoint.staging import working_folders
-from merge_cli.checkpoint.turning import writing
 from merge_cli.errors import CheckpointError, ResourceError
+from merge_cli.fisher.accumulate import MeasuringRun
 from merge_cli.fisher.data import open_rows
-from merge_cli.fisher.encoding import encoder_of
-from merge_cli.fisher.libraries import require
-from merge_cli.fisher.losses import Estimator
-from merge_cli.fisher.modelling import guess_task
-from merge_cli.fisher.probing import load_for
-from merge_cli.fisher.running import MeasuringRun
+from merge_cli.fisher.encode import encoder_of
+from merge_cli.fisher.hf_model import guess_task
+from merge_cli.fisher.likelihood import Estimator
+from merge_cli.fisher.loss_gradient import load_for
+from merge_cli.fisher.optional_imports import require
 from merge_cli.fisher.settings import FisherSettings, Progress
 from merge_cli.fisher.storage import float_layout, held, write_layout
 

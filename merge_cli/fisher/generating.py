@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from merge_cli.errors import CheckpointError
-from merge_cli.fisher.examples import Encoded, Unusable
-from merge_cli.fisher.libraries import require
-from merge_cli.fisher.losses import IGNORED
+from merge_cli.fisher.batching import Encoded, Unusable
+from merge_cli.fisher.likelihood import IGNORED
+from merge_cli.fisher.optional_imports import require
 
 _BEGINNING = "Below is an instruction that describes a task"
 _FURTHER = ", paired with an input that provides further context"

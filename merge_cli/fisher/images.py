@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from merge_cli.errors import CheckpointError
-from merge_cli.fisher.examples import Unusable
-from merge_cli.fisher.libraries import require
+from merge_cli.fisher.batching import Unusable
+from merge_cli.fisher.optional_imports import require
 
 
 def pixels_of(processor: Any, image: Any) -> Tensor:

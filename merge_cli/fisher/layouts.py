@@ -11,11 +11,12 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
-from merge_cli.errors import RecipeError, listed
+from merge_cli.errors import RecipeError
 from merge_cli.fisher.data import Rows, find_column
-from merge_cli.fisher.losses import Task
+from merge_cli.fisher.likelihood import Task
 from merge_cli.fisher.settings import Columns
 from merge_cli.fisher.texts import holds_text
+from merge_cli.text import listed
 
 # Rows that tell what a column holds.
 _LOOKED_AT = 50

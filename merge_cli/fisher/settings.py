@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from merge_cli.errors import RecipeError
 from merge_cli.fisher.data import Source
-from merge_cli.fisher.losses import Estimator, Task
+from merge_cli.fisher.likelihood import Estimator, Task
 
 Progress = Callable[[int, int | None], None]
 

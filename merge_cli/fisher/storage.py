@@ -23,8 +23,8 @@ from merge_cli.checkpoint import (
     open_checkpoint,
     to_torch,
 )
-from merge_cli.checkpoint.locking import discard_locked, locked
-from merge_cli.checkpoint.turning import writing
+from merge_cli.checkpoint.folder_lock import discard_locked, locked
+from merge_cli.checkpoint.os_errors import writing
 from merge_cli.errors import ResourceError
 
 SHARD_BYTES = 5_000_000_000

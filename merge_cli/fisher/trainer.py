@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.json_text import read_json
+from merge_cli.checkpoint.bounded_json import read_json
 from merge_cli.errors import CheckpointError, RecipeError
 
 STATE_FILE = "trainer_state.json"

@@ -11,9 +11,10 @@ import pkgutil
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from merge_cli.errors import RecipeError, did_you_mean
+from merge_cli.errors import RecipeError
 from merge_cli.methods import prepare
 from merge_cli.methods.contract import Method, Step
+from merge_cli.text import did_you_mean
 
 _GROUP = "merge_cli.methods"
 

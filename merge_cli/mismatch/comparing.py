@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge_cli.checkpoint import Checkpoint, Reader
 from merge_cli.errors import RecipeError
-from merge_cli.fisher import read_tensor, squared_norm
+from merge_cli.fisher import read_tensor
 from merge_cli.plan import MergePlan
 
 # Fidelity from which on the quadratic model does not hold.
@@ -114,3 +114,9 @@ def _wanted(values: Tensor | None, name: str) -> Tensor:
     if values is None:
         raise RecipeError(f"'{name}' is merged, but it is no parameter whose gradient could be measured")
     return values
+
+
+def squared_norm(values: Tensor, curvature: Tensor) -> float:
+    """Return the square of the norm in the metric of 1 / H_0; where that has no curvature, nothing may differ."""
+    squares = values.square()
+    return float(torch.where(squares > 0, squares / curvature, 0.0).sum())

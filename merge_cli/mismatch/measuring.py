@@ -29,7 +29,7 @@ from pathlib import Path
 from merge_cli.checkpoint import Checkpoint, open_checkpoint
 from merge_cli.errors import RecipeError
 from merge_cli.fisher import Columns, FisherSettings, Probe, load_for, make_probe, write_gradient
-from merge_cli.fisher.modelling import Loaded
+from merge_cli.fisher.hf_model import Loaded
 from merge_cli.methods.contract.prospects import less_far
 from merge_cli.mismatch.comparing import WORST_FIDELITY, At, Comparison, compare
 from merge_cli.mismatch.ways import merged_for

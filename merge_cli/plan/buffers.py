@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from merge_cli.checkpoint import Checkpoint, DType
-from merge_cli.errors import count_of, listed
 from merge_cli.plan.misfits import patterns
+from merge_cli.text import count_of, listed
 
 # How the names of buffers end that a model has from its configuration: versions of libraries differ in keeping them.
 _COMPUTED = (

@@ -6,31 +6,30 @@ import os
 from collections.abc import Iterable, Iterator
 
 from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, StoredTensor, lay_out, parse_float_dtype
-from merge_cli.checkpoint.collecting import without_collecting
+from merge_cli.checkpoint.layers import layer_positions
 from merge_cli.errors import RecipeError
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
-from merge_cli.plan.beside import files_beside
+from merge_cli.plan.blocks import Blocks, choose_blocks
+from merge_cli.plan.common_names import matched
+from merge_cli.plan.companions import check_kinds, check_shapes, fisher_scales, posterior_prior
 from merge_cli.plan.configs import check_model_types
-from merge_cli.plan.fishers import check_kinds, check_shapes, fisher_scales, posterior_prior
 from merge_cli.plan.inputs import Inputs, open_inputs
 from merge_cli.plan.labels import check_labels
-from merge_cli.plan.matching import matched
-from merge_cli.plan.memory import Blocks, choose_blocks
+from merge_cli.plan.matching import Names, decide_names
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
-from merge_cli.plan.names import Names, decide_names
-from merge_cli.plan.output import output_config
 from merge_cli.plan.parameters import ParameterLookup, check_measure_constants
-from merge_cli.plan.positions import layer_positions
+from merge_cli.plan.side_files import files_beside, output_config
 from merge_cli.plan.tying import with_ties
 from merge_cli.plan.warnings import plan_notes, plan_warnings
+from merge_cli.process import gc_paused
 from merge_cli.recipe import Recipe, check_recipe
 
 _DEFAULT_MEMORY = 512 * 2**20
 _DEFAULT_SHARD = 5 * 10**9
 
 
-@without_collecting()
+@gc_paused()
 def build_plan(
     recipe: Recipe,
     *,

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from merge_cli.checkpoint import Checkpoint
-from merge_cli.errors import CheckpointError, listed
+from merge_cli.errors import CheckpointError
+from merge_cli.text import listed
 
 # What decides what weights compute, by the names that configurations of transformers give it. What says how a model is
 # trained, such as dropout, is not among it, nor what the shapes of tensors tell by themselves.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from merge_cli.errors import count_of, did_you_mean, listed
 from merge_cli.methods.contract import Params, is_per_model
 from merge_cli.plan.model import TensorTask
 from merge_cli.recipe import Choice, ModelEntry, Recipe
+from merge_cli.text import count_of, did_you_mean, listed
 
 _Place = tuple[str | int, ...]
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from merge_cli.checkpoint import Checkpoint
-from merge_cli.errors import CheckpointError, listed
+from merge_cli.errors import CheckpointError
 from merge_cli.plan.misfits import HEADS, exclusion_block
 from merge_cli.recipe import Exclusion
+from merge_cli.text import listed
 
 # What a library calls the classes of a model that nobody gave names.
 _NO_NAME = re.compile(r"label[ _]\d+")

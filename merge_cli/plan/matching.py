@@ -1,172 +1,154 @@
-"""The same tensors under other names: checkpoints are brought to the names of one, where that is certain.
-
-Versions of libraries call the parts of a normalisation otherwise, a model that was saved without its head lacks the
-prefix which its body has below a head, and what trains models puts them into models of its own.
-"""
+"""Which tensors are merged, which are copied and from where, and whether the checkpoints fit each other."""
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from merge_cli.checkpoint import Checkpoint, renamed
-from merge_cli.errors import count_of
+from merge_cli.checkpoint import Checkpoint, StoredTensor
+from merge_cli.checkpoint.wrappers import plain_pattern
+from merge_cli.errors import RecipeError
+from merge_cli.plan.buffers import lacking_computed, left_out_note, statistics_note
 from merge_cli.plan.inputs import Inputs
+from merge_cli.plan.misfits import check_filled, check_fit
+from merge_cli.recipe import Exclusion, Recipe
+from merge_cli.text import did_you_mean
 
-_OLD_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-# Names at the start and at the end that are tried to find prefixes, and how many of these are looked at closely.
-_TRIED, _LIKELY = 8, 4
-# Of four tensors that have a name in common, one may differ in its shape: a vocabulary that was extended.
-_LEAST_FITTING = 0.75
-_WRAPPERS = ("module.", "base_model.")
-# What a wrapper around a part of the model puts into the middle of names, and a model may call a part as well.
-_WRAPPED = re.compile(r"(?<![^.])(module|base_model\.model)\.")
+# Integers that mean nothing to the weights: where they differ, those of the base are as good as any.
+_HARMLESS = ("num_batches_tracked", "position_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """What most names of one checkpoint lack against those of another.
+class Names:
+    """The output's tensors.
 
     Attributes:
-        text: The prefix, with its dot.
-        longer: The checkpoint that has it.
-        shorter: The one that lacks it.
-        pairs: Shorter name -> longer name.
-        certain: Whether no other prefix would do, shapes are the same, and most tensors are covered.
+        merged: Names of tensors that go through the method.
+        copied: Name -> the stored tensor that is copied.
+        order: All names, in the order of the output.
+        dropped: How many tensors the recipe leaves out.
+        head_source: The one model from which excluded tensors are copied, where there is one.
+        twins: Name of a tensor that is copied as no arithmetic makes sense on it -> the same tensor in the models.
+        notes: What was set right, in sentences.
+        warnings: What is odd about the tensors, in sentences.
     """
 
-    text: str
-    longer: Checkpoint
-    shorter: Checkpoint
-    pairs: Mapping[str, str]
-    certain: bool
-
-    @property
-    def superfluous(self) -> bool:
-        """Whether no loader looks for it: a wrapper has put it before every name, or it stands there twice.
-
-        The prefix of a body that has a head stands before the body's names alone.
-        """
-        doubled = 2 * sum(name.startswith(self.text) for name in self.pairs) > len(self.pairs)
-        everywhere = all(name.startswith(self.text) for name in self.longer.tensors)
-        return doubled or everywhere or self.text.startswith(_WRAPPERS)
+    merged: frozenset[str]
+    copied: dict[str, StoredTensor]
+    order: tuple[str, ...]
+    dropped: int
+    head_source: Checkpoint | None
+    twins: Mapping[str, tuple[StoredTensor, ...]]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def matched(inputs: Inputs) -> Inputs:
-    """Return the inputs with every tensor under the name that it has in the output, where that is certain.
+def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
+    """Sort every tensor name of every checkpoint into merged, copied and dropped.
 
-    Names that no other checkpoint has stay, for whoever compares them.
+    Raises:
+        RecipeError: If an exclusion matches nothing or has no source.
+        CheckpointError: If names or shapes differ, or tensors are empty that should not be.
     """
-    roles = dict(inputs.by_role())
-    if all(each.tensors.keys() == inputs.reference.tensors.keys() for each in roles.values()):
-        return inputs
-    modern = any(name.endswith(new) for each in roles.values() for name in each.tensors for new in _OLD_NORM.values())
-    if modern:
-        roles = {role: _with_modern_norms(each) for role, each in roles.items()}
-    first = "base" if inputs.reference is inputs.base else "model 0"
-    for role, each in roles.items():
-        roles[first] = _unwrapped(roles[first], each) if role.startswith("model") else roles[first]
-    roles = {role: _unwrapped(each, roles[first]) for role, each in roles.items()}
-    for role, each in roles.items():
-        prefix = find_prefix(roles[first], each) if role.startswith("model") else None
-        # The reference is renamed where it is the one that no loader would understand, or only below a head.
-        if prefix is not None and prefix.certain and prefix.superfluous == (prefix.longer is roles[first]):
-            roles[first] = _renamed(roles[first], prefix)
-    for role, each in roles.items():
-        prefix = find_prefix(each, roles[first]) if role != first else None
-        if prefix is not None and prefix.certain:
-            roles[role] = _renamed(each, prefix)
-    return _replaced(inputs, roles)
+    parts = [*([inputs.base] if inputs.base is not None and inputs.uses_base else []), *inputs.models]
+    names = dict.fromkeys(name for checkpoint in [inputs.reference, *parts] for name in checkpoint.tensors)
+    fates = _fates(recipe, inputs, names, parts)
+    merged, copied = fates.merged, fates.copied
+    check_fit(parts, merged, inputs.base or inputs.models[0], recipe.exclude)
+    plain = {name: held for name in merged if not (held := _held(inputs.reference, name)).dtype.is_float}
+    twins = {name: tuple(_held(model, name) for model in parts) for name in plain if not name.endswith(_HARMLESS)}
+    copied |= plain
+    averaged = frozenset(merged) - copied.keys()
+    order = tuple(name for name in names if name in copied or name in averaged)
+    empty = check_filled(order, lambda name: copied.get(name) or _held(inputs.reference, name))
+    head = next(iter(fates.heads.values())) if len(fates.heads) == 1 else None
+    notes = (*left_out_note(fates.computed, names), *statistics_note(averaged))
+    return Names(averaged, copied, order, fates.dropped, head, twins, notes, empty)
 
 
-def find_prefix(own: Checkpoint, other: Checkpoint) -> Prefix | None:
-    """Return the prefix that best explains why two checkpoints have other names; None where none explains any."""
-    ours = [name for name in own.tensors if other.find(name) is None]
-    theirs = [name for name in other.tensors if own.find(name) is None]
-    if not ours or not theirs:
-        return None
-    found = [
-        *(_prefix(text, other, own, ours, theirs) for text in _candidates(ours, theirs)),
-        *(_prefix(text, own, other, theirs, ours) for text in _candidates(theirs, ours)),
-    ]
-    found.sort(key=lambda prefix: -len(prefix.pairs))
-    if not found:
-        return None
-    best = found[0]
-    rivalled = len(found) > 1 and 2 * len(found[1].pairs) > len(best.pairs)
-    return replace(best, certain=best.certain and not rivalled)
+@dataclass
+class _Fates:
+    """What becomes of each name: ``heads`` are the models that tensors are copied from as the recipe says."""
+
+    merged: list[str] = field(default_factory=list)
+    copied: dict[str, StoredTensor] = field(default_factory=dict)
+    heads: dict[str, Checkpoint] = field(default_factory=dict)
+    computed: dict[str, list[str]] = field(default_factory=dict)
+    dropped: int = 0
 
 
-def _candidates(short: Sequence[str], long: Sequence[str]) -> list[str]:
-    tried = [*short[:_TRIED], *short[-_TRIED:]]
-    found = Counter(name[: -len(each)] for each in tried for name in long if name.endswith(f".{each}"))
-    return [text for text, _ in found.most_common(_LIKELY)]
-
-
-def _prefix(text: str, longer: Checkpoint, shorter: Checkpoint, short: Sequence[str], long: Sequence[str]) -> Prefix:
-    held = set(long)
-    pairs = {name: text + name for name in short if text + name in held}
-    fitting = sum(shorter.tensors[one].shape == longer.tensors[other].shape for one, other in pairs.items())
-    most = 2 * len(pairs) >= min(len(shorter.tensors), len(longer.tensors))
-    return Prefix(text, longer, shorter, pairs, most and fitting >= _LEAST_FITTING * len(pairs))
-
-
-def _renamed(checkpoint: Checkpoint, prefix: Prefix) -> Checkpoint:
-    """Return the checkpoint with the names of the other one, and those that only it has changed likewise."""
-    names: dict[str, str] = {}
-    modules = {name.partition(".")[0] for name in prefix.pairs}
-    taken = {*checkpoint.tensors, *checkpoint.tied}
-    for name in (*checkpoint.tensors, *checkpoint.tied):
-        if checkpoint is prefix.longer:
-            other, belongs = name.removeprefix(prefix.text), name.startswith(prefix.text)
+def _fates(recipe: Recipe, inputs: Inputs, names: Collection[str], parts: Sequence[Checkpoint]) -> _Fates:
+    exclusions = list(_exclusions(recipe, names))
+    fates = _Fates()
+    for name in names:
+        exclusion = next((e for e, matches in exclusions if matches(name)), None)
+        if exclusion is None:
+            if lacking := lacking_computed(name, parts):
+                fates.computed[name] = lacking
+            else:
+                fates.merged.append(name)
+        elif exclusion.drop:
+            fates.dropped += 1
         else:
-            other, belongs = prefix.text + name, name in prefix.pairs or name.partition(".")[0] in modules
-        if belongs and other not in taken:
-            names[name] = other
-    did = "taken off" if checkpoint is prefix.longer else "put before"
-    return renamed(
-        checkpoint, names, f"'{prefix.text}' {did} the names of {count_of(len(names), 'tensor')}, as others have them"
+            source = _source(recipe, inputs, exclusion)
+            found = source.find(name)
+            if found is None:
+                raise _no_source(recipe, exclusion, name, source, inputs)
+            fates.copied[name] = found
+            if exclusion.source is not None:
+                fates.heads[source.label] = source
+    return fates
+
+
+def _source(recipe: Recipe, inputs: Inputs, exclusion: Exclusion) -> Checkpoint:
+    if exclusion.source is None:
+        return inputs.base or inputs.models[0]
+    candidates = [*([inputs.base] if inputs.base else []), *inputs.models]
+    for checkpoint in candidates:
+        if _plain(checkpoint.label) == _plain(exclusion.source):
+            return checkpoint
+    labels = [checkpoint.label for checkpoint in candidates]
+    raise RecipeError(
+        f"{recipe.origin.at('exclude')}: '{exclusion.source}' is not a model of this recipe",
+        hint=did_you_mean(exclusion.source, labels) or f"there are {', '.join(labels)}",
     )
 
 
-def _unwrapped(own: Checkpoint, other: Checkpoint) -> Checkpoint:
-    """Return a checkpoint without what stands in the middle of names that another one has without it."""
-    names: dict[str, str] = {}
-    for name, tensor in own.tensors.items():
-        if "module." in name or "base_model." in name:
-            plain = _WRAPPED.sub("", name)
-            twin = other.find(plain) if plain != name and own.find(plain) is None else None
-            if twin is not None and twin.shape == tensor.shape:
-                names[name] = plain
-    if not names or len(set(names.values())) < len(names):
-        return own
-    return renamed(own, names, f"a wrapper's part taken out of the names of {count_of(len(names), 'tensor')}")
+def _plain(reference: str) -> str:
+    """Return a reference without what only decorates a path: ``./a/`` and ``a`` are the same."""
+    return reference.removeprefix("./").rstrip("/")
 
 
-def _with_modern_norms(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint with weight and bias of its normalisations called so; gamma and beta are the old names."""
-    names: dict[str, str] = {}
-    for name in (*checkpoint.tensors, *checkpoint.tied):
-        for old, new in _OLD_NORM.items():
-            modern = name.removesuffix(old) + new
-            if name.endswith(old) and checkpoint.find(modern) is None:
-                names[name] = modern
-    if not names:
-        return checkpoint
-    return renamed(checkpoint, names, "gamma and beta of LayerNorm are called weight and bias, as others call them")
-
-
-def _replaced(inputs: Inputs, roles: Mapping[str, Checkpoint]) -> Inputs:
-    def each(what: str, group: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
-        return tuple(roles[f"{what} {i}"] for i in range(len(group)))
-
-    return replace(
-        inputs,
-        base=roles.get("base"),
-        base_fisher=roles.get("base fisher"),
-        models=each("model", inputs.models),
-        fishers=each("fisher", inputs.fishers),
-        gradients=each("gradient", inputs.gradients),
+def _no_source(recipe: Recipe, exclusion: Exclusion, name: str, source: Checkpoint, inputs: Inputs) -> RecipeError:
+    candidates = [*inputs.models, *([inputs.base] if inputs.base else [])]
+    holder = next(each.label for each in candidates if each.find(name))
+    return RecipeError(
+        f"{recipe.origin.at('exclude')}: '{exclusion.pattern}' copies '{name}', which {source.label} does not have",
+        hint=f"say where from, {{pattern: '{exclusion.pattern}', from: {holder}}}, or leave it out with drop: true",
     )
+
+
+def _exclusions(
+    recipe: Recipe, names: Collection[str]
+) -> Iterator[tuple[Exclusion, Callable[[str], re.Match[str] | None]]]:
+    """Yield each exclusion and what tells whether it is for a name; its pattern may be one for names in a wrapper."""
+    for i, exclusion in enumerate(recipe.exclude):
+        for pattern in dict.fromkeys((exclusion.pattern, plain_pattern(exclusion.pattern))):
+            matches = re.compile(fnmatch.translate(pattern)).match
+            if any(matches(name) for name in names):
+                yield exclusion, matches
+                break
+        else:
+            first_parts = dict.fromkeys(name.split(".")[0] for name in names)
+            raise RecipeError(
+                f"{recipe.origin.at('exclude', i)}: '{exclusion.pattern}' matches no tensor",
+                hint=f"* and ? are wildcards; names begin with {', '.join(list(first_parts)[:6])}",
+            )
+
+
+def _held(checkpoint: Checkpoint, name: str) -> StoredTensor:
+    found = checkpoint.find(name)
+    assert found is not None
+    return found

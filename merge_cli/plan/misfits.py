@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from merge_cli.checkpoint import Checkpoint, StoredTensor
-from merge_cli.errors import CheckpointError, count_of, listed
+from merge_cli.checkpoint.layers import over_layers
+from merge_cli.errors import CheckpointError
+from merge_cli.plan.common_names import find_prefix
 from merge_cli.plan.exclusions import entry_of, literal
-from merge_cli.plan.matching import find_prefix
 from merge_cli.recipe import Exclusion
+from merge_cli.text import count_of, listed
 
 # Lines of an error that name tensors; the rest is counted.
 _MOST_LINES = 5
@@ -193,7 +195,7 @@ def patterns(names: Iterable[str], wrong: Sequence[str]) -> list[str]:
     found: list[str] = []
     layers: dict[str, list[str]] = {}
     for name in wrong:
-        layers.setdefault(_over_layers(name), []).append(name)
+        layers.setdefault(over_layers(literal(name)), []).append(name)
     groups = dict(_checked(layers, others)) if len(layers) <= _MOST_TRIED else {}
     if not 0 < len(groups) <= _MOST_TRIED:
         return [literal(name) for name in wrong]
@@ -212,10 +214,6 @@ def _checked(layers: Mapping[str, Sequence[str]], others: Iterable[str]) -> Iter
             yield pattern, True
         else:
             yield from ((literal(name), True) for name in covered)
-
-
-def _over_layers(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", literal(name))
 
 
 def _modules(pattern: str) -> Iterator[str]:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from merge_cli.checkpoint import SIDE_PATTERNS, Checkpoint, Files
-from merge_cli.checkpoint.json_text import parse_json
-from merge_cli.checkpoint.locate import refuse_link_out
-from merge_cli.checkpoint.turning import reading
-from merge_cli.errors import CheckpointError, listed
-from merge_cli.plan.companions import Companions
+from merge_cli.checkpoint.bounded_json import parse_json
+from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.resolve import refuse_link_out
+from merge_cli.errors import CheckpointError
+from merge_cli.plan.side_file_set import Companions
+from merge_cli.text import listed
 
 MODULES_FILE = "modules.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")

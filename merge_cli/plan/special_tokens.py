@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Checkpoint, Files
-from merge_cli.checkpoint.json_text import read_json
-from merge_cli.checkpoint.turning import reading
+from merge_cli.checkpoint.bounded_json import read_json
+from merge_cli.checkpoint.os_errors import reading
 from merge_cli.errors import CheckpointError
 
 _IDS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Checkpoint, Files
-from merge_cli.checkpoint.json_text import read_json
-from merge_cli.checkpoint.locate import refuse_link_out
-from merge_cli.checkpoint.turning import reading
-from merge_cli.errors import CheckpointError, listed
-from merge_cli.plan.companions import Companions
+from merge_cli.checkpoint.bounded_json import read_json
+from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.resolve import refuse_link_out
+from merge_cli.errors import CheckpointError
+from merge_cli.plan.side_file_set import Companions
+from merge_cli.text import listed
 
 _MAIN, _FOLDER = "chat_template.jinja", "additional_chat_templates"
 _DEFAULT = "default"

@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from merge_cli.checkpoint import DType
-from merge_cli.errors import count_of, listed
 from merge_cli.methods.contract import Method
+from merge_cli.plan.companions import stale_expert_warnings
 from merge_cli.plan.configs import config_notes, config_warnings
 from merge_cli.plan.filters import filter_notes, filter_warnings
-from merge_cli.plan.fishers import stale_expert_warnings
 from merge_cli.plan.inputs import Inputs
+from merge_cli.plan.matching import Names
 from merge_cli.plan.model import TensorTask
-from merge_cli.plan.names import Names
-from merge_cli.plan.output import config_donor
-from merge_cli.plan.vocabularies import vocabulary_warnings
+from merge_cli.plan.side_files import config_donor
+from merge_cli.plan.vocabulary_check import vocabulary_warnings
 from merge_cli.recipe import ModelEntry, Recipe
+from merge_cli.text import count_of, listed
 
 
 def plan_warnings(

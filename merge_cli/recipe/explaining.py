@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from merge_cli.errors import RecipeError, count_of, did_you_mean
+from merge_cli.errors import RecipeError
 from merge_cli.recipe.schema import Exclusion, ModelEntry, Origin, Recipe
+from merge_cli.text import count_of, did_you_mean
 
 # What is wrong beyond these is counted.
 _MOST_FINDINGS = 20

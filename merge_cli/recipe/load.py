@@ -9,16 +9,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from merge_cli.checkpoint import parse_float_dtype
-from merge_cli.errors import RecipeError, did_you_mean, printable
+from merge_cli.checkpoint import Files, parse_float_dtype
+from merge_cli.checkpoint.os_errors import reading
+from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.methods import find_method, find_step, method_names, step_names
 from merge_cli.methods.contract import Method, is_per_model
-from merge_cli.recipe.document import Document, Place, parse_yaml
-from merge_cli.recipe.elsewhere import ADAPTER_HINT, UNREAD_KEYS, UNREAD_METHODS, UNUSED_PARAMETERS
-from merge_cli.recipe.explaining import explained, joined, keys_of, said_of
+from merge_cli.recipe.explaining import explained, keys_of, said_of
+from merge_cli.recipe.mergekit import UNREAD_KEYS, UNUSED_PARAMETERS, refuse_unsupported
 from merge_cli.recipe.overrides import apply_override
 from merge_cli.recipe.schema import Origin, Recipe
-from merge_cli.recipe.source import read_text
+from merge_cli.recipe.yaml_document import Document, Place, parse_yaml
+from merge_cli.text import did_you_mean, printable
 
 _MOST_KEYS = 1_000
 
@@ -58,7 +59,7 @@ def parse_recipe(
         apply_override(data, override)
     origin = Origin(name, text, folder or Path.cwd(), tuple(others), tuple(overrides), document.lines)
     _refuse_dtype(data, origin)
-    _refuse_unsupported(data, origin)
+    refuse_unsupported(data, origin)
     warnings = list(_check_holders(data, document, origin))
     data = {key: value for key, value in data.items() if key in keys_of(Recipe) or key not in document.anchored}
     try:
@@ -114,47 +115,6 @@ def _refuse_dtype(data: dict[str, Any], origin: Origin) -> None:
                 raise RecipeError(f"{origin.at(key)}: {error}") from error
 
 
-def _refuse_unsupported(data: dict[str, Any], origin: Origin) -> None:
-    """Name everything that the recipe asks for and this version does not do."""
-    found = [
-        (f"{origin.at(key)}: {what} is not supported yet", instead)
-        for key, (what, instead) in UNREAD_KEYS.items()
-        if key in data
-    ]
-    method = data.get("merge_method")
-    if isinstance(method, str) and method in UNREAD_METHODS.keys() - set(method_names()):
-        found.append(
-            (f"{origin.at('merge_method')}: the method '{method}' is not supported yet", UNREAD_METHODS[method])
-        )
-    adapters = [(place, name) for place, name in _references(data) if isinstance(name, str) and "+" in name]
-    found += [
-        (f"{origin.at(*place)}: a model with a LoRA adapter ('{name}') is not supported yet", ADAPTER_HINT)
-        for place, name in adapters
-        if not any(_exists(folder / name) for folder in origin.folders)
-    ]
-    if found:
-        lines, hints = zip(*found, strict=True)
-        raise RecipeError(joined(list(lines)), hint="; ".join(dict.fromkeys(hints)))
-
-
-def _references(data: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    yield ("base_model",), data.get("base_model")
-    models = data.get("models")
-    for i, entry in enumerate(models if isinstance(models, list) else []):
-        if isinstance(entry, dict):
-            yield ("models", i, "model"), entry.get("model")
-        else:
-            yield ("models", i), entry
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    # A name that is too long to be one.
-    except OSError:
-        return False
-
-
 def _check_parameters(recipe: Recipe, method: Method, origin: Origin) -> Iterator[str]:
     """Refuse parameters that no method has; yield a warning for each that is not used where it stands."""
     fields = {field.alias or name: field for name, field in method.params.model_fields.items()}
@@ -199,3 +159,34 @@ def _check_prepare(recipe: Recipe, origin: Origin) -> None:
             raise RecipeError(f"{origin.at(*place)}: {said_of(findings[0])}", hint=f"{name} takes {known}") from error
     if recipe.prepare and recipe.base_model is None:
         raise RecipeError(f"{origin.at('prepare')}: steps change task vectors, and without base_model there are none")
+
+
+_MOST_BYTES = 1_000_000
+# Where a shell puts what comes through a pipe; it is there to be read, and may be waited for.
+_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, or of a stream that the shell provides, of up to 1 MB.
+
+    Raises:
+        RecipeError: If it cannot be read, or is no such text.
+    """
+    try:
+        return _read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text", hint="is it the right file?") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not str(path).startswith(_STREAMS):
+            return Files().read_whole(path, most=_MOST_BYTES)
+        with reading(path), path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+    except CheckpointError as error:
+        what = error.message.replace("cannot read", "cannot read the recipe", 1)
+        raise RecipeError(what, hint=error.hint) from error
+    if len(raw) > _MOST_BYTES:
+        raise RecipeError(f"{path} has more than {_MOST_BYTES} bytes", hint="is it the right file?")
+    return raw

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from merge_cli.errors import RecipeError
-from merge_cli.recipe.document import parse_yaml
+from merge_cli.recipe.yaml_document import parse_yaml
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

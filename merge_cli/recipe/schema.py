@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 from merge_cli.checkpoint import parse_float_dtype
-from merge_cli.recipe.document import Place
 from merge_cli.recipe.values import Value
+from merge_cli.recipe.yaml_document import Place
 
 
 def _reference(raw: Any) -> Any:

@@ -1,13 +1,13 @@
 """What happened and what is there, as data; rendered as text, Markdown and JSON."""
 
-from merge_cli.report.card import model_card
 from merge_cli.report.findings import findings
 from merge_cli.report.finished import finished
 from merge_cli.report.fisher_summary import LayerSummary, summarize_fisher
 from merge_cli.report.inspection import Inspection, inspect_checkpoint
+from merge_cli.report.merge_report import MergeReport
 from merge_cli.report.mismatch import MismatchReport, mismatch_report
-from merge_cli.report.model import MergeReport
-from merge_cli.report.texts import digests_beside, texts_beside
+from merge_cli.report.model_card import model_card
+from merge_cli.report.output_texts import digests_beside, texts_beside
 from merge_cli.report.verification import Verification
 
 __all__ = [

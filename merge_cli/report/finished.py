@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from merge_cli.checkpoint import Files
+from merge_cli.checkpoint.bounded_json import read_json
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_digests
-from merge_cli.checkpoint.json_text import read_json
-from merge_cli.checkpoint.turning import reading
+from merge_cli.checkpoint.os_errors import reading
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan
 from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER
-from merge_cli.report.texts import digests_beside
+from merge_cli.report.output_texts import digests_beside
 
 
 def finished(plan: MergePlan, out: Path, files: Files) -> Mapping[str, str] | None:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from merge_cli.checkpoint import Checkpoint, Reader, to_torch
-from merge_cli.report.inspection import layer_of, natural_key
+from merge_cli.checkpoint.layers import layer_of
+from merge_cli.report.inspection import natural_key
 
 _BLOCK = 2**20
 

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from merge_cli.checkpoint import Checkpoint
+from merge_cli.checkpoint.layers import layer_of, split_layer
 from merge_cli.report.provenance import Ingredient, made_from
-
-# A longer number is no layer, and Python refuses to read one of thousands of digits.
-_LAYER = re.compile(r"^(.*?\.)(\d{1,9})(\..*)$")
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,10 @@ class Inspection:
         """Yield the tensors, those that repeat in every layer once."""
         found: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
         for name, tensor in self.checkpoint.tensors.items():
-            match = _LAYER.match(name)
-            pattern = f"{match[1]}{{i}}{match[3]}" if match else name
-            found.setdefault((pattern, tensor.dtype.torch_name, tensor.shape), []).extend(
-                [int(match[2])] if match else []
-            )
+            layer = split_layer(name)
+            pattern = f"{layer.stack}.{{i}}.{layer.rest}" if layer else name
+            numbers = found.setdefault((pattern, tensor.dtype.torch_name, tensor.shape), [])
+            numbers += [layer.number] if layer else []
         for (pattern, dtype, shape), layers in sorted(found.items(), key=lambda item: natural_key(item[0][0])):
             yield Group(pattern, dtype, shape, tuple(sorted(layers)))
 
@@ -87,12 +84,6 @@ class Inspection:
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """Return what is in a checkpoint."""
     return Inspection(checkpoint, made_from(checkpoint.root))
-
-
-def layer_of(name: str) -> str:
-    """Return a tensor's layer (``model.layers.0``), or the module it is in where it is outside of layers."""
-    match = _LAYER.match(name)
-    return match[1] + match[2] if match else name.rpartition(".")[0] or name
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:

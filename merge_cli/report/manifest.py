@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import FileIdentity
-from merge_cli.checkpoint.json_text import is_text
+from merge_cli.checkpoint.bounded_json import is_text
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
 from merge_cli.recipe import Recipe

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from merge_cli.checkpoint.layers import layer_of
 from merge_cli.methods.contract.prospects import compared
-from merge_cli.report.inspection import layer_of, natural_key
+from merge_cli.report.inspection import natural_key
 
 # Below this share of the largest one a mismatch is rounding.
 _NOTHING = 1e-6

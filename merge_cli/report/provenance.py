@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.json_text import read_json
-from merge_cli.checkpoint.locate import refuse_link_out
+from merge_cli.checkpoint.bounded_json import read_json
+from merge_cli.checkpoint.resolve import refuse_link_out
 from merge_cli.errors import CheckpointError
 from merge_cli.report.manifest import MANIFEST_FILE
 

@@ -3,13 +3,13 @@
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.engine import stream
-from merge_cli.stream.fishers import check_fishers
+from merge_cli.stream.fisher_identity import check_fishers
 from merge_cli.stream.input_digests import InputDigests
 from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span
+from merge_cli.stream.model_similarity import examine
 from merge_cli.stream.progress import Listener, Quiet
 from merge_cli.stream.result import StreamResult
-from merge_cli.stream.resuming import bytes_of, can_go_on, decisions, find_past, sound_past
-from merge_cli.stream.sanity import examine
+from merge_cli.stream.resume import bytes_of, can_go_on, decisions, find_past, sound_past
 from merge_cli.stream.worker import Discard
 
 __all__ = [

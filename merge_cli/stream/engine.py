@@ -15,20 +15,20 @@ from typing import Any
 from merge_cli.checkpoint import Reader
 from merge_cli.methods.contract import Extent, Measure, Measured
 from merge_cli.plan import MergePlan, TensorTask
-from merge_cli.stream.allocator import crowds_memory, keep_large_buffers
+from merge_cli.process import keep_large_buffers
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.forking import can_fork
 from merge_cli.stream.input_digests import InputDigests
 from merge_cli.stream.journal import Journal, Record, Span, gaps, spans_of
+from merge_cli.stream.measures import Share, combined, first_state, fold, measure_alone, shares
 from merge_cli.stream.numpy_worker import NumpyWorker, suits
+from merge_cli.stream.page_cache import crowds_memory
+from merge_cli.stream.pipeline import Chain, blocks, ranges
 from merge_cli.stream.pool import Job, Pool
 from merge_cli.stream.progress import Listener, Quiet
-from merge_cli.stream.ranges import blocks, ranges
 from merge_cli.stream.result import StreamResult, diagnosis
 from merge_cli.stream.result import Totals as Tallies
-from merge_cli.stream.rounds import Share, combined, first_state, fold, measure_alone, shares
-from merge_cli.stream.stages import Chain
 from merge_cli.stream.work import as_memory_error
 from merge_cli.stream.worker import Sink, Worker
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merge_cli.checkpoint import DType, Reader, StoredTensor
-from merge_cli.errors import listed
 from merge_cli.plan import MergePlan
+from merge_cli.text import listed
 
 # Elements read at a time.
 _RUN = 2**17

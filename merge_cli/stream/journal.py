@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.turning import reading_back, writing
+from merge_cli.checkpoint.os_errors import reading_back, writing
 from merge_cli.errors import ResourceError
 
 JOURNAL_FILE = ".journal"

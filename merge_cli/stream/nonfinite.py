@@ -8,7 +8,7 @@ from merge_cli.checkpoint import Reader, StoredTensor
 from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.exclusions import exclusion_line
-from merge_cli.stream.numbers import widened
+from merge_cli.stream.float_formats import widened
 
 _AT_A_TIME = 2**20
 

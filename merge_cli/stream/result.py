@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.stream.journal import Tally
-from merge_cli.stream.stages import Chain
+from merge_cli.stream.pipeline import Chain
 
 
 @dataclass(frozen=True)

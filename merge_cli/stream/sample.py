@@ -9,7 +9,7 @@ import numpy as np
 
 from merge_cli.checkpoint import Reader, StoredTensor
 from merge_cli.plan import MergePlan, TensorTask
-from merge_cli.stream.numbers import Numbers, as_float32
+from merge_cli.stream.float_formats import Numbers, as_float32
 
 # Tensors that are sampled at most, and at least where there are many models; runs in each, and elements of a run.
 _TENSORS, _FEWEST = 48, 8

@@ -1,6 +1,6 @@
 """Whether a merged checkpoint is still what the merge has made: by its digests, and by computing parts of it again."""
 
-from merge_cli.verification.checking import verify
 from merge_cli.verification.replay import Replay
+from merge_cli.verification.verify import verify
 
 __all__ = ["Replay", "verify"]

@@ -22,11 +22,12 @@ from pydantic import (
 )
 
 from merge_cli.checkpoint import Files
+from merge_cli.checkpoint.bounded_json import read_json
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, is_below
-from merge_cli.checkpoint.json_text import read_json
-from merge_cli.checkpoint.turning import reading
-from merge_cli.errors import CheckpointError, VerificationError, count_of
+from merge_cli.checkpoint.os_errors import reading
+from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.report.manifest import MANIFEST_FILE
+from merge_cli.text import count_of
 
 # More than any merge writes; what is wrong with each of millions would take gigabytes to say.
 _MOST_KEYS = 100_000

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from merge_cli.fisher.batches import Batch
-from merge_cli.fisher.losses import Estimator, Likelihood, Task
-from merge_cli.fisher.squares import SquaredGradients
+from merge_cli.fisher.likelihood import Estimator, Likelihood, Task
+from merge_cli.fisher.objective import Batch
+from merge_cli.fisher.squared_gradients import SquaredGradients
 
 SIZES = {"bert16": 16, "bert128": 128, "llama": 128, "small": 16}
 

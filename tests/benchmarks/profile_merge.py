@@ -221,7 +221,7 @@ def merge_here(options: argparse.Namespace, out: Path) -> dict[str, Any]:
         import merge_cli.run
         from merge_cli.plan import build_plan
         from merge_cli.recipe import load_recipe
-        from merge_cli.units import parse_bytes
+        from merge_cli.text import parse_bytes
     with clock.region("plan"):
         recipe = load_recipe(options.recipe)
     with wrapping(clock, recipe.merge_method, list(recipe.prepare)) as missing:

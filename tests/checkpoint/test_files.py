@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.turning import reading, writing
+from merge_cli.checkpoint.os_errors import reading, writing
 from merge_cli.errors import CheckpointError, MergeError, ResourceError
 from tests.checkpoint.helpers import EIO, ENOSPC, Failing, Trickle
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merge_cli.checkpoint import DType, Layout, ShardWriter, lay_out, open_checkpoint
-from merge_cli.checkpoint.index import Checkpoint
+from merge_cli.checkpoint.open import Checkpoint
 from tests.checkpoint.helpers import TORCH_DTYPES, assert_holds, filled, raw_bytes
 
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.pickled import read_any_header
+from merge_cli.checkpoint.torch_bin import read_any_header
 
 
 class Counting(Files):

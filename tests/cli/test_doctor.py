@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.locking import LOCK, locked
+from merge_cli.checkpoint.folder_lock import LOCK, locked
 from tests.cli.conftest import Run
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.locking import locked
+from merge_cli.checkpoint.folder_lock import locked
 from merge_cli.plan import build_plan
 from merge_cli.recipe import load_recipe
 from merge_cli.run import merge

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.locking import locked
+from merge_cli.checkpoint.folder_lock import locked
 from tests.cli.conftest import RECIPE, Run
 
 PROGRAM = [sys.executable, "-c", "from merge_cli.cli import program; program()"]

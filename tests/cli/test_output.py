@@ -11,7 +11,7 @@ import torch
 
 from merge_cli import __version__
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.locking import locked
+from merge_cli.checkpoint.folder_lock import locked
 from merge_cli.cli.progress import showing
 from merge_cli.stream import Quiet
 from tests.checkpoints import write_checkpoint

@@ -14,7 +14,7 @@ import pytest
 
 from merge_cli.cli.progress import Lines
 from merge_cli.cli.render.console import coloured
-from merge_cli.units import format_bytes
+from merge_cli.text import format_bytes
 
 # Half of two minutes' work is done, and each amount and rate is as wide as they get.
 _PROGRAM = """

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 import merge_cli
 from merge_cli import build_plan, load_recipe
-from merge_cli.demo import DemoReport, run_demo, tiny
-from merge_cli.demo.notes import spearman
+from merge_cli.demo import DemoReport, byte_lm, run_demo
 from merge_cli.demo.recipes import ADDITION, REMOVAL
+from merge_cli.demo.report import spearman
 from merge_cli.errors import RecipeError
 from merge_cli.run import examined
 
@@ -44,7 +44,7 @@ def test_the_tokenizer_and_the_training_agree_on_the_tokens(demo: tuple[DemoRepo
 
     text = "".join(chr(code) for code in range(32, 127)) + "\n  \n\tx"
     tokenizer = AutoTokenizer.from_pretrained(demo[1] / "base")
-    assert tokenizer(text)["input_ids"] == tiny.encode([text])[0].tolist()
+    assert tokenizer(text)["input_ids"] == byte_lm.encode([text])[0].tolist()
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from merge_cli.demo import tiny
+from merge_cli.demo import byte_lm
 from merge_cli.demo.corpus import Sizes, load_domains
-from merge_cli.fisher.batches import Batch
-from merge_cli.fisher.losses import Estimator, Likelihood, Task
-from merge_cli.fisher.squares import SquaredGradients
+from merge_cli.fisher.likelihood import Estimator, Likelihood, Task
+from merge_cli.fisher.objective import Batch
+from merge_cli.fisher.squared_gradients import SquaredGradients
 from tests.experiments.digits import SHIFTS, draw
 
 _BATCH = 32
@@ -226,11 +226,11 @@ def language_model(seed: int, *, quick: bool = False) -> Family:
     sizes = Sizes(160, 96, 32, 32) if quick else Sizes(16_000, 1000, 80, 256)
     domains = {}
     for domain in load_domains(sizes, seed=seed):
-        parts = (tiny.encode(texts) for texts in (domain.train, domain.validation, domain.test))
+        parts = (byte_lm.encode(texts) for texts in (domain.train, domain.validation, domain.test))
         domains[domain.name] = Split(*(Data(tokens, tokens) for tokens in parts))
     steps = {"base": 360, "anchored": 160, "early": 50, "converged": 260}
     return Family(
-        "language model", Task.CAUSAL_LM, "input_ids", lambda seed: tiny.new_model(seed, hidden=56), domains,
+        "language model", Task.CAUSAL_LM, "input_ids", lambda seed: byte_lm.new_model(seed, hidden=56), domains,
         *_base_train(domains), (6e-3, 1e-3), {name: 4 if quick else count for name, count in steps.items()},
     )  # fmt: skip
 
@@ -259,7 +259,7 @@ def _base_train(domains: Mapping[str, Split]) -> tuple[Data, Data]:
 
 
 def _new_vit(seed: int) -> Any:
-    transformers, _ = tiny.libraries()
+    transformers, _ = byte_lm.libraries()
     config = transformers.ViTConfig(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, image_size=12, patch_size=3,
         num_channels=1, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,

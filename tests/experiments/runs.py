@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge_cli.demo.notes import spearman
+from merge_cli.demo.report import spearman
 from tests.experiments import formulas
 from tests.experiments.families import Anchor, Data, Family, Score, classifier, flat_of, joined, language_model, put
 from tests.experiments.formulas import Anchoring, Site, gradient_matching

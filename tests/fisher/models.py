@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from merge_cli.fisher.batches import Batch
-from merge_cli.fisher.losses import Task
+from merge_cli.fisher.likelihood import Task
+from merge_cli.fisher.objective import Batch
 
 _SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 _SPECIAL = {"bos_token_id": 1, "eos_token_id": 2}

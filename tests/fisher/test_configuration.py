@@ -13,7 +13,7 @@ from merge_cli.checkpoint import open_checkpoint
 from merge_cli.errors import CheckpointError
 from merge_cli.fisher import Task
 from merge_cli.fisher.configuration import read_configuration
-from merge_cli.fisher.modelling import empty_model, load_model
+from merge_cli.fisher.hf_model import empty_model, load_model
 from tests.fisher.folders import save_bert
 
 CODE = """

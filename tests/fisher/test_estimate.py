@@ -15,7 +15,7 @@ from merge_cli.checkpoint import model_identity, open_checkpoint
 from merge_cli.errors import CheckpointError, RecipeError, ResourceError
 from merge_cli.fisher.data import Source
 from merge_cli.fisher.estimate import FisherReport, estimate_fisher
-from merge_cli.fisher.losses import Estimator, Task
+from merge_cli.fisher.likelihood import Estimator, Task
 from merge_cli.fisher.settings import Columns, FisherSettings
 from merge_cli.plan import build_plan
 from merge_cli.recipe import Recipe
@@ -129,7 +129,7 @@ def test_a_full_disk_ends_no_measurement_whose_sums_nobody_asked_to_be_saved(
     def full(*arguments: object) -> None:
         raise ResourceError("no space left on the device")
 
-    monkeypatch.setattr("merge_cli.fisher.running.save_state", full)
+    monkeypatch.setattr("merge_cli.fisher.accumulate.save_state", full)
     monkeypatch.setattr("merge_cli.fisher.keeping._SECONDS", 0.0)
     report, _ = measure(bert, letters(12))
     assert "the sums could not be saved on the way: no space left on the device" in report.warnings

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from merge_cli.errors import CheckpointError
 from merge_cli.fisher import Estimator, FisherSettings, Source, estimate_fisher
-from merge_cli.fisher.examples import Encoded, Unusable
+from merge_cli.fisher.batching import Encoded, Unusable
 from merge_cli.fisher.generating import chat_example, completion_example, instruction_prompt, turns_of
 from tests.fisher.folders import save_model, save_rows
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from merge_cli.fisher.imports import ImportSettings, Kind, import_fisher
+from merge_cli.fisher.from_optimizer import ImportSettings, Kind, import_fisher
 from tests.fisher.folders import save_bert
 from tests.fuzz.breaking import EXTREMES, break_bytes, break_tree, dumped
 from tests.fuzz.trying import listing, main

@@ -10,7 +10,7 @@ import pytest
 
 from merge_cli.checkpoint import open_checkpoint
 from merge_cli.errors import MergeError
-from merge_cli.fisher.imports import ImportSettings, import_fisher
+from merge_cli.fisher.from_optimizer import ImportSettings, import_fisher
 from merge_cli.plan import build_plan
 from merge_cli.recipe import load_recipe
 from tests.fuzz.breaking import break_bytes

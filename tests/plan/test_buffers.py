@@ -8,7 +8,7 @@ from torch import Tensor
 
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan
-from tests.plan.test_names import planned, refused
+from tests.plan.test_matching import planned, refused
 
 W = torch.zeros(2, 3)
 MASK = torch.ones(4, 4).tril()[None, None]

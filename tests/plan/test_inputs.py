@@ -9,7 +9,7 @@ import torch
 from merge_cli.checkpoint import open_checkpoint
 from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.plan import MergePlan, build_plan
-from merge_cli.plan.fishers import posterior_prior
+from merge_cli.plan.companions import posterior_prior
 from tests.checkpoints import recipe_over, write_checkpoint
 
 N = {"train_examples": "1000"}

@@ -1,172 +1,217 @@
-"""Checkpoints that have the same tensors under other names, which are merged as one where that is certain."""
+"""Which tensors are merged, copied and left out, and what happens where checkpoints do not fit each other."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import model_identity, open_checkpoint
-from merge_cli.errors import CheckpointError
+from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.plan import MergePlan, build_plan
-from merge_cli.run import merge
-from tests.checkpoints import read_checkpoint, recipe_over, write_checkpoint
-from tests.plan.test_names import merged, planned, refused
+from tests.checkpoints import recipe_over, write_checkpoint
 
-BODY = {
-    "embeddings.word.weight": (7, 2),
-    "embeddings.LayerNorm.weight": (2,),
-    "embeddings.LayerNorm.bias": (2,),
-    **{f"encoder.layer.{i}.{part}.weight": (2, 3) for i in range(2) for part in ("query", "key")},
-}
-HEAD = {"classifier.weight": (4, 2), "classifier.bias": (4,)}
+W = torch.zeros(2, 3)
 
 
-def made(shapes: dict[str, tuple[int, ...]], value: float = 0.0) -> dict[str, Tensor]:
-    return {name: torch.full(shape, value) for name, shape in shapes.items()}
+def planned(folder: Path, checkpoints: dict[str, dict[str, Tensor]], **recipe: Any) -> MergePlan:
+    """Plan task arithmetic of every checkpoint onto ``base``; without one a linear merge."""
+    for name, tensors in checkpoints.items():
+        write_checkpoint(folder / name, tensors)
+    models = [{"model": name, "parameters": {"weight": 1}} for name in checkpoints if name != "base"]
+    content = {"merge_method": "linear", "models": models}
+    if "base" in checkpoints:
+        content |= {"merge_method": "task_arithmetic", "base_model": "base"}
+    return build_plan(recipe_over(folder, {**content, **recipe}))
 
 
-def under(prefix: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    return {prefix + name: shape for name, shape in shapes.items()}
+def refused(kind: type[Exception], folder: Path, checkpoints: dict[str, dict[str, Tensor]], **recipe: Any) -> str:
+    with pytest.raises(kind) as caught:
+        planned(folder, checkpoints, **recipe)
+    return str(caught.value)
 
 
-def old(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    pairs = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
-    for new, former in pairs:
-        shapes = {name.replace(new, former): shape for name, shape in shapes.items()}
-    return shapes
+def merged(plan: MergePlan) -> list[str]:
+    return [task.place.name for task in plan.tasks if task.copied is None]
 
 
-def inputs_of(plan: MergePlan, name: str) -> list[str]:
-    """Return the names that the files have for what becomes one tensor: in the base, then in the models."""
-    task = next(task for task in plan.tasks if task.place.name == name)
-    assert task.base is not None
-    return [tensor.name for tensor in (task.base, *task.models)]
+def copied(plan: MergePlan) -> dict[str, str]:
+    """Return name -> the folder it is copied from."""
+    return {task.place.name: task.copied.file.parent.name for task in plan.tasks if task.copied is not None}
 
 
-def test_a_base_that_was_saved_without_its_head_gets_the_prefix_of_the_models(tmp_path: Path) -> None:
-    model = made(under("bert.", BODY) | HEAD)
-    exclude = [{"pattern": "classifier.*", "from": "one"}]
-    plan = planned(tmp_path, {"base": made(BODY), "one": model, "two": model}, exclude=exclude)
-    assert set(merged(plan)) == set(under("bert.", BODY))
-    name = "encoder.layer.0.query.weight"
-    assert inputs_of(plan, f"bert.{name}") == [name, f"bert.{name}", f"bert.{name}"]
-    assert plan.notes[0] == "base: 'bert.' put before the names of 7 tensors, as others have them"
+def test_tensors_are_merged_in_the_order_in_which_the_base_holds_them(tmp_path: Path) -> None:
+    plan = planned(tmp_path, {"base": {"b": W, "a": W, "c": W}, "one": {"c": W, "a": W, "b": W}})
+    # The safetensors library sorts by name; what counts is the order of bytes.
+    assert merged(plan) == ["a", "b", "c"]
+    assert [source.file.parent.name for source in plan.tasks[0].models] == ["one"]
+    assert plan.tasks[0].base is not None
+    assert plan.tasks[0].base.file.parent.name == "base"
 
 
-def test_a_model_that_was_saved_without_its_head_gets_the_prefix_of_the_base(tmp_path: Path) -> None:
-    checkpoints = {"base": made(under("bert.", BODY) | HEAD), "one": made(BODY)}
-    plan = planned(tmp_path, checkpoints, exclude=["classifier.*"])
-    assert set(merged(plan)) == set(under("bert.", BODY))
-    assert plan.notes == ("one: 'bert.' put before the names of 7 tensors, as others have them",)
+def test_everything_that_does_not_fit_is_listed_at_once(tmp_path: Path) -> None:
+    said = refused(
+        CheckpointError,
+        tmp_path,
+        {
+            "base": {"x.w": W, "y.w": W, "z.w": W, "i.w": W},
+            "one": {"x.w": W, "y.w": torch.zeros(3, 2), "z.w": W, "i.w": torch.zeros(2, 3, dtype=torch.int64)},
+            "two": {"x.w": W, "y.w": W, "i.w": W, "extra": W},
+        },
+    )
+    assert said.splitlines()[:5] == [
+        "the checkpoints differ in 4 tensors:",
+        "  i.w is 2 x 3 in base, 2 x 3 of int64 in one, 2 x 3 in two",
+        "  y.w is 2 x 3 in base, 3 x 2 in one, 2 x 3 in two",
+        "  z.w is missing in two",
+        "  extra is missing in base, one",
+    ]
+    assert said.splitlines()[5:] == [
+        "  hint: put this into the recipe to copy them unmerged:",
+        "exclude:",
+        "- 'i.w'  # from base",
+        "- 'y.w'  # from base",
+        "- 'z.w'  # from base",
+        "- {pattern: 'extra', from: 'two'}  # or drop: true",
+    ]
 
 
-@pytest.mark.parametrize("prefix", ["model.", "net.", "student.module.", "base_model."])
-@pytest.mark.parametrize("wrapped", ["base", "one"])
-def test_what_stands_before_every_name_of_one_checkpoint_is_taken_off(
-    wrapped: str, prefix: str, tmp_path: Path
-) -> None:
-    shapes = under("model.", BODY) | {"lm_head.weight": (7, 2)}
-    checkpoints = {name: made(under(prefix, shapes) if name == wrapped else shapes) for name in ("base", "one", "two")}
-    plan = planned(tmp_path, checkpoints)
-    assert set(merged(plan)) == set(shapes)
-    assert plan.notes == (f"{wrapped}: '{prefix}' taken off the names of 8 tensors, as others have them",)
+def test_a_scalar_and_a_vector_of_one_do_not_fit(tmp_path: Path) -> None:
+    said = refused(CheckpointError, tmp_path, {"base": {"s": torch.tensor(1.0)}, "one": {"s": torch.zeros(1)}})
+    assert "s is a scalar in base, 1 in one" in said
 
 
-@pytest.mark.parametrize("wrapped", ["base", "one"])
-@pytest.mark.parametrize("part", ["module.", "base_model.model."])
-def test_a_wrapper_around_a_part_of_one_model_is_taken_out_of_its_names(
-    wrapped: str, part: str, tmp_path: Path
-) -> None:
-    shapes = BODY | HEAD
-    inner = {name.replace("encoder.", f"encoder.{part}"): shape for name, shape in shapes.items()}
-    plan = planned(tmp_path, {name: made(inner if name == wrapped else shapes) for name in ("base", "one", "two")})
-    assert set(merged(plan)) == set(shapes)
-    assert plan.notes == (f"{wrapped}: a wrapper's part taken out of the names of 4 tensors",)
+def test_vocabularies_that_differ_have_a_hint_of_their_own(tmp_path: Path) -> None:
+    said = refused(
+        CheckpointError,
+        tmp_path,
+        {
+            "base": {"model.embed_tokens.weight": torch.zeros(4, 2), "lm_head.weight": torch.zeros(4, 2)},
+            "one": {"model.embed_tokens.weight": torch.zeros(5, 2), "lm_head.weight": torch.zeros(5, 2)},
+        },
+    )
+    assert "hint: the vocabularies differ" in said
+    assert said.endswith("exclude:\n- 'lm_head.weight'  # from base\n- 'model.embed_tokens.weight'  # from base")
 
 
-def test_a_part_that_all_models_call_module_keeps_its_name(tmp_path: Path) -> None:
-    shapes = {"module.a": (2,), "top.module.b": (3,), "c": (2,)}
-    plan = planned(tmp_path, {"base": made(shapes), "one": made(shapes)})
-    assert set(merged(plan)) == set(shapes)
+def test_excluded_tensors_are_copied_from_the_base(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path,
+        {"base": {"a.w": W, "head.w": W}, "one": {"a.w": W, "head.w": torch.zeros(5, 3)}},
+        exclude=["head.*"],
+    )
+    assert merged(plan) == ["a.w"]
+    assert copied(plan) == {"head.w": "base"}
 
 
-def test_a_prefix_that_stands_there_twice_is_taken_off_once(tmp_path: Path) -> None:
-    shapes = under("model.", BODY)
-    twice = under("model.", shapes) | {"lm_head.weight": (7, 2)}
-    checkpoints = {"base": made(twice), "one": made(shapes | {"lm_head.weight": (7, 2)})}
-    plan = planned(tmp_path, checkpoints)
-    assert set(merged(plan)) == set(shapes) | {"lm_head.weight"}
+def test_without_a_base_they_are_copied_from_the_first_model(tmp_path: Path) -> None:
+    plan = planned(tmp_path, {"one": {"a": W, "head": W}, "two": {"a": W, "head": W}}, exclude=["head"])
+    assert copied(plan) == {"head": "one"}
 
 
-@pytest.mark.parametrize("former", ["base", "one"])
-def test_old_names_of_normalisations_are_those_of_today(former: str, tmp_path: Path) -> None:
-    checkpoints = {name: made(old(BODY) if name == former else BODY) for name in ("base", "one", "two")}
-    plan = planned(tmp_path, checkpoints)
-    assert set(merged(plan)) == set(BODY)
-    assert plan.notes == (f"{former}: gamma and beta of LayerNorm are called weight and bias, as others call them",)
+def test_excluded_tensors_may_be_copied_from_a_model_or_left_out(tmp_path: Path) -> None:
+    checkpoints = {
+        "base": {"a.w": W, "old.w": W},
+        "one": {"a.w": W, "old.w": W, "head.w": torch.zeros(7, 3), "head.b": torch.zeros(7)},
+        "two": {"a.w": W, "old.w": W, "head.w": torch.zeros(9, 3)},
+    }
+    plan = planned(
+        tmp_path, checkpoints, exclude=[{"pattern": "head.*", "from": "one"}, {"pattern": "old.?", "drop": True}]
+    )
+    assert merged(plan) == ["a.w"]
+    assert copied(plan) == {"head.w": "one", "head.b": "one"}
+    assert {task.place.name: task.place.shape for task in plan.tasks}["head.w"] == (7, 3)
+    assert "1 tensor left out, as the recipe says" in plan.notes
 
 
-def test_old_names_that_all_have_stay(tmp_path: Path) -> None:
-    plan = planned(tmp_path, {"base": made(old(BODY)), "one": made(old(BODY))})
-    assert set(merged(plan)) == set(old(BODY))
-    assert plan.notes == ()
+def test_the_first_pattern_that_matches_decides(tmp_path: Path) -> None:
+    checkpoints = {name: {"a": W, "head.w": W, "head.b": W} for name in ("base", "one")}
+    plan = planned(tmp_path, checkpoints, exclude=[{"pattern": "head.b", "from": "one"}, "head.*"])
+    assert copied(plan) == {"head.b": "one", "head.w": "base"}
 
 
-def test_old_names_and_a_prefix_are_seen_through_together(tmp_path: Path) -> None:
-    checkpoints = {"base": made(old(BODY)), "one": made(under("bert.", BODY) | HEAD)}
-    plan = planned(tmp_path, checkpoints, exclude=[{"pattern": "classifier.*", "drop": True}])
-    assert set(merged(plan)) == set(under("bert.", BODY))
-    assert inputs_of(plan, "bert.embeddings.LayerNorm.bias")[0] == "embeddings.LayerNorm.beta"
+def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+    said = refused(
+        RecipeError, tmp_path, {"base": {"model.a": W}, "one": {"model.a": W}}, exclude=["model.*", "lm_haed.*"]
+    )
+    assert "exclude.1: 'lm_haed.*' matches no tensor" in said
+    assert "names begin with model" in said
 
 
-def test_a_vocabulary_that_was_extended_is_told_by_its_name_in_the_output(tmp_path: Path) -> None:
-    extended = under("bert.", BODY | {"embeddings.word.weight": (9, 2)})
-    said = refused(CheckpointError, tmp_path, {"base": made(BODY), "one": made(extended | HEAD)})
-    assert "  bert.embeddings.word.weight is 7 x 2 in base, 9 x 2 in one" in said
+@pytest.mark.parametrize("pattern", ["head.*", "_orig_mod.head.*", "module._orig_mod.head.*"])
+def test_a_pattern_may_be_one_for_the_names_that_a_wrapper_gave(tmp_path: Path, pattern: str) -> None:
+    wrapped = {"module._orig_mod.a": W, "module._orig_mod.head.w": W}
+    plan = planned(tmp_path, {"base": wrapped, "one": {"a": W, "head.w": W}}, exclude=[pattern])
+    assert (merged(plan), copied(plan)) == (["a"], {"head.w": "base"})
 
 
-@pytest.mark.parametrize(
-    ("base", "one", "told"),
-    [
-        # Two prefixes would do.
-        (BODY, under("encoder.", BODY) | under("decoder.", BODY), "'decoder.'"),
-        # The shapes are those of another model.
-        (BODY, {f"bert.{name}": (*shape, 5) for name, shape in BODY.items()}, "'bert.'"),
-    ],
-)
-def test_a_prefix_that_is_not_certain_is_only_named(
-    base: dict[str, tuple[int, ...]], one: dict[str, tuple[int, ...]], told: str, tmp_path: Path
-) -> None:
-    said = refused(CheckpointError, tmp_path, {"base": made(base), "one": made(one)})
-    assert f"names in one seem to have {told} before those in base" in said
+def test_a_source_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    checkpoints = {"base": {"a": W, "b": W}, "one": {"a": W, "b": W}}
+    said = refused(RecipeError, tmp_path, checkpoints, exclude=[{"pattern": "b", "from": "on"}])
+    assert "'on' is not a model of this recipe" in said
+    assert "did you mean 'one'?" in said
 
 
-def test_a_single_tensor_that_ends_like_another_is_another(tmp_path: Path) -> None:
-    checkpoints = {"base": made(BODY | {"bias": (3,)}), "one": made(BODY | {"cls.bias": (3,)})}
-    said = refused(CheckpointError, tmp_path, checkpoints)
-    assert "bias is missing in one" in said
-    assert "cls.bias is missing in base" in said
+@pytest.mark.parametrize("holder", ["one", "two"])
+def test_a_tensor_that_its_source_does_not_have_is_never_left_out_in_silence(tmp_path: Path, holder: str) -> None:
+    checkpoints = {"base": {"a.w": W}, "one": {"a.w": W}, "two": {"a.w": W}}
+    checkpoints[holder]["head.w"] = W
+    said = refused(RecipeError, tmp_path, checkpoints, exclude=["head.*"])
+    assert "'head.*' copies 'head.w', which base does not have" in said
+    assert f"from: {holder}" in said
+    assert "drop: true" in said
 
 
-def merged_by_fisher(folder: Path, names: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, Tensor]:
-    """Merge two models that have the same numbers whatever their names."""
-    for number, (model, shapes) in enumerate(names.items()):
-        random = torch.Generator().manual_seed(number)
-        for kind in ("", "fisher-"):
-            tensors = {name: torch.rand(shape, generator=random) for name, shape in shapes.items()}
-            said = {"kind": "fisher", "reduction": "mean", "train_examples": "1"} if kind else {}
-            if kind:
-                said["model_identity"] = model_identity(open_checkpoint(folder / model))
-            write_checkpoint(folder / f"{kind}{model}", tensors, metadata=said)
-    models = [{"model": name, "fisher": f"fisher-{name}"} for name in names]
-    plan = build_plan(recipe_over(folder, {"merge_method": "fisher", "models": models}))
-    merge(plan, folder / "out", sync=False)
-    return read_checkpoint(folder / "out")
+def test_where_nothing_is_left_there_is_nothing_to_write(tmp_path: Path) -> None:
+    said = refused(RecipeError, tmp_path, {"one": {"a": W}}, exclude=[{"pattern": "*", "drop": True}])
+    assert "nothing is left to write" in said
 
 
-def test_a_fisher_fits_its_model_under_the_names_of_its_file(tmp_path: Path) -> None:
-    plain = merged_by_fisher(tmp_path / "plain", {"one": BODY, "two": BODY})
-    other = merged_by_fisher(tmp_path / "other", {"one": old(BODY), "two": under("module.", under("bert.", BODY))})
-    assert set(other) == set(plain)
-    assert all(torch.equal(other[name], plain[name]) for name in plain)
+def test_integers_and_booleans_are_copied_from_the_base(tmp_path: Path) -> None:
+    integers, flags = torch.arange(3), torch.tensor([True, False])
+    tensors = {"w": W, "ids": integers, "flags": flags}
+    plan = planned(tmp_path, {"base": tensors, "one": {**tensors, "ids": integers + 1}}, dtype="bfloat16")
+    assert copied(plan) == {"ids": "base", "flags": "base"}
+    assert {task.place.name: task.place.dtype.value for task in plan.tasks} == {
+        "ids": "I64",
+        "flags": "BOOL",
+        "w": "BF16",
+    }
+
+
+def test_a_tied_tensor_that_every_safetensors_file_lacks_is_not_missed(tmp_path: Path) -> None:
+    plan = planned(tmp_path, {"base": {"embed": W}, "one": {"embed": W}})
+    assert merged(plan) == ["embed"]
+
+
+def test_names_tied_in_one_checkpoint_fit_names_that_another_holds_apart(tmp_path: Path) -> None:
+    tied = {"embed": W, "head": W}
+    (tmp_path / "base").mkdir()
+    torch.save(tied, tmp_path / "base" / "pytorch_model.bin")
+    (tmp_path / "base" / "config.json").write_text('{"tie_word_embeddings": true}')
+    plan = planned_over_bin(tmp_path, {"embed": W, "head": W + 1})
+    assert sorted(merged(plan)) == ["embed", "head"]
+    assert plan.config["tie_word_embeddings"] is False
+
+
+def planned_over_bin(folder: Path, model: dict[str, Tensor]) -> MergePlan:
+    write_checkpoint(folder / "one", model)
+    models = [{"model": "one", "parameters": {"weight": 1}}]
+    content = {"merge_method": "task_arithmetic", "base_model": "base", "models": models}
+    return build_plan(recipe_over(folder, content))
+
+
+def test_names_tied_in_every_checkpoint_are_one_tensor(tmp_path: Path) -> None:
+    for name in ("base", "one"):
+        (tmp_path / name).mkdir()
+        weight = torch.zeros(2, 3)
+        torch.save({"embed": weight, "head": weight}, tmp_path / name / "pytorch_model.bin")
+        (tmp_path / name / "config.json").write_text('{"tie_word_embeddings": true}')
+    content = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": [{"model": "one", "parameters": {"weight": 1}}],
+    }
+    plan = build_plan(recipe_over(tmp_path, content))
+    assert merged(plan) == ["embed"]
+    assert plan.config["tie_word_embeddings"] is True

@@ -8,7 +8,7 @@ import pytest
 from merge_cli.errors import RecipeError
 from merge_cli.methods import method_names
 from merge_cli.recipe import Choice, Recipe, check_recipe, load_recipe, parse_recipe
-from merge_cli.recipe.elsewhere import UNREAD_METHODS
+from merge_cli.recipe.mergekit import UNREAD_METHODS
 
 LINEAR = "merge_method: linear\nmodels:\n  - model: a\n    parameters: {weight: 1}\n"
 

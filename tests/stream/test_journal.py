@@ -12,7 +12,7 @@ import pytest
 from merge_cli.checkpoint import Files
 from merge_cli.errors import RecipeError, ResourceError
 from merge_cli.stream.journal import Journal, Past, Record, Tally, boot, distrust, gaps, read_journal, spans_of
-from merge_cli.stream.resuming import check_same
+from merge_cli.stream.resume import check_same
 from tests.checkpoint.helpers import EIO, Failing
 
 DECISIONS = {"method": "ties 1", "seed": 3, "input": {"base (./base, model.safetensors)": [8, 1, "ab"]}}

@@ -9,7 +9,7 @@ import torch
 
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.run import examined, merge
-from merge_cli.stream import allocator, engine
+from merge_cli.stream import engine, page_cache
 from tests.checkpoints import recipe_over, write_checkpoint
 from tests.crash.seam import Seam
 
@@ -80,8 +80,8 @@ def test_three_quarters_of_the_memory_that_is_there_may_be_filled(
     nbytes: int, crowds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:       9999999 kB\nMemAvailable:      1000 kB\nBuffers: 5 kB\n")
-    monkeypatch.setattr(allocator, "_MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(page_cache, "_MEMORY", tmp_path / "meminfo")
     plan: Any = SimpleNamespace(read_bytes=nbytes - 1000, written_bytes=1000)
-    assert allocator.crowds_memory(plan) is crowds
-    monkeypatch.setattr(allocator, "_MEMORY", tmp_path / "none")
-    assert not allocator.crowds_memory(plan)
+    assert page_cache.crowds_memory(plan) is crowds
+    monkeypatch.setattr(page_cache, "_MEMORY", tmp_path / "none")
+    assert not page_cache.crowds_memory(plan)

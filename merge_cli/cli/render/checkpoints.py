@@ -10,9 +10,8 @@ from rich.table import Table
 
 from merge_cli.cli.render.console import new_console, new_table, warnings
 from merge_cli.cli.results import print_json
-from merge_cli.errors import count_of, printable, shown
 from merge_cli.report import Inspection, LayerSummary, Verification
-from merge_cli.units import format_bytes, format_count
+from merge_cli.text import count_of, format_bytes, format_count, printable, shown
 
 
 def inspection(found: Inspection, summary: Mapping[str, LayerSummary], *, as_json: bool, every_tensor: bool) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from merge_cli.errors import printable
+from merge_cli.text import printable
 
 _WIDE = 10_000
 _COLOURS = {"warning": "yellow", "note": "cyan"}

@@ -1,8 +1,8 @@
 """What a method is: a pure function from a block to a tensor, plus what it needs to know beforehand."""
 
+from merge_cli.methods.contract.advice import unusual_average, unusual_task_weights
 from merge_cli.methods.contract.block import Block, Masks, Need
-from merge_cli.methods.contract.cautions import unusual_average, unusual_task_weights
-from merge_cli.methods.contract.measure import Extent, Measure, Measured, Totals
+from merge_cli.methods.contract.measure import Extent, Measure, Measured, Totals, measure_sums
 from merge_cli.methods.contract.method import Diagnosis, Method, Scope, Step
 from merge_cli.methods.contract.params import (
     Density,
@@ -15,7 +15,6 @@ from merge_cli.methods.contract.params import (
     per_model,
     setting,
 )
-from merge_cli.methods.contract.sums import measure_sums
 
 __all__ = [
     "Block",

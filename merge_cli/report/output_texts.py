@@ -1,0 +1,89 @@
+"""The texts that stand beside the weights of a merged checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from merge_cli.checkpoint import Files
+from merge_cli.methods.contract import Diagnosis
+from merge_cli.plan import MergePlan
+from merge_cli.recipe import Recipe
+from merge_cli.recipe.overrides import text_with
+from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER, manifest, recipe_data
+from merge_cli.report.model_card import model_card
+
+RECIPE_FILE = "recipe.yml"
+
+
+def texts_beside(
+    plan: MergePlan,
+    out: Path,
+    counts: Mapping[str, int],
+    diagnosis: Diagnosis,
+    digests: Mapping[str, str],
+    *,
+    inputs: Mapping[Path, str],
+    tool: str,
+) -> dict[str, str]:
+    """Return file name -> text: model card, recipe, configurations, an index for several shards, and the manifest.
+
+    The manifest comes last and has the SHA-256 of everything else.
+
+    Args:
+        plan: What was done.
+        out: Where the output will be.
+        counts: What the method counted.
+        diagnosis: What the method says of its prospects.
+        digests: File name -> SHA-256 of what is written of the output: weight files, and files that came along.
+        inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
+        tool: Name and version of this program.
+    """
+    texts = {"README.md": model_card(plan, out.name, tool=tool), RECIPE_FILE: _recipe(plan.recipe)}
+    texts |= _configuration(plan)
+    layouts = {"": plan.layout, f"{PRECISION_FOLDER}/": plan.precision}
+    for place, layout in layouts.items():
+        index = layout.index() if layout is not None else None
+        if index is not None:
+            texts[f"{place}model.safetensors.index.json"] = index.decode("utf-8")
+    if plan.precision is not None:
+        prior = diagnosis.values["prior_precision"]
+        texts[f"{PRECISION_FOLDER}/config.json"] = json_text({"kind": "precision", "prior_precision": prior})
+    known = dict(digests) | {name: _sha256(text) for name, text in texts.items()}
+    return texts | {MANIFEST_FILE: json_text(manifest(plan, out, counts, diagnosis, known, inputs=inputs, tool=tool))}
+
+
+def _recipe(recipe: Recipe) -> str:
+    """Return a recipe as text, with what ``--set`` changed, so that it can be run again."""
+    origin = recipe.origin
+    if origin.text:
+        return text_with(origin.text, origin.name, origin.overrides)
+    import yaml
+
+    written: str = yaml.safe_dump(recipe_data(recipe), sort_keys=False, allow_unicode=True)
+    return written
+
+
+def digests_beside(plan: MergePlan, files: Files) -> dict[str, str]:
+    """Return the SHA-256 of what stands beside the weights and does not depend on them: configuration, side files.
+
+    Raises:
+        CheckpointError: If a file that comes along cannot be read.
+    """
+    texts = {name: _sha256(text) for name, text in _configuration(plan).items()}
+    return {name: files.sha256(source) for name, source in plan.side_files.items()} | texts
+
+
+def _configuration(plan: MergePlan) -> dict[str, str]:
+    return dict(plan.side_texts) | ({"config.json": json_text(plan.config)} if plan.config else {})
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def json_text(content: object) -> str:
+    """Return plain data as it stands in the files of an output."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,60 @@
+"""Measures, in rounds over the blocks of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from merge_cli.methods.contract import Measure, Measured, Totals
+from merge_cli.plan import TensorTask
+from merge_cli.stream.journal import Span
+from merge_cli.stream.pipeline import Chain, blocks, pieces, ranges
+from merge_cli.stream.worker import Worker
+
+Share = tuple[TensorTask, Sequence[Span]]
+
+
+def first_state(chain: Chain, tasks: Sequence[TensorTask], stage: int, measure: Measure) -> Any:
+    """Return a measure's state before its first round over some tensors, or its value where it needs none."""
+    totals = Totals(len(tasks[0].models), sum(task.place.numel for task in tasks))
+    return measure.start(totals, chain.params(stage, tasks[0]))
+
+
+def shares(tasks: Sequence[TensorTask], measure: Measure, state: Any, block_numel: int) -> list[Share]:
+    """Return what a round sees, cut into what one job sees: a range, or of each tensor the pieces of a sample."""
+    wanted, total = measure.sample(state), sum(task.place.numel for task in tasks)
+    if wanted:
+        return [(task, pieces(task.place.numel, wanted * task.place.numel // total)) for task in tasks]
+    whole = [(task, span) for task in tasks for span in ranges((0, task.place.numel), block_numel)]
+    return [(task, blocks(span, block_numel)) for task, span in whole]
+
+
+def fold(chain: Chain, worker: Worker, stage: int, measure: Measure, state: Any, share: Share, part: Any) -> Any:
+    """Add to a part what one share contributes to a round."""
+    task, spans = share
+    needs, params = measure.needs & chain.plan.needs, chain.params(stage, task)
+    for start, count in spans:
+        block = chain.block(worker, task, start, count, stage, needs)
+        part = measure.fold(state, part, block, params)
+    return part
+
+
+def combined(measure: Measure, parts: Iterable[Any]) -> Any:
+    """Return what several parts of a round have found together."""
+    whole: Any = None
+    for part in parts:
+        whole = part if whole is None else measure.combine(whole, part) if part is not None else whole
+    return whole
+
+
+def measure_alone(chain: Chain, worker: Worker, task: TensorTask, stage: int) -> Any:
+    """Measure one tensor on one worker, from the first round to the last; return the value."""
+    measure = chain.measure(stage, task)
+    assert measure is not None
+    state = first_state(chain, [task], stage, measure)
+    while not isinstance(state, Measured):
+        part: Any = None
+        for share in shares([task], measure, state, chain.plan.block_numel):
+            part = fold(chain, worker, stage, measure, state, share, part)
+        state = measure.finish(state, part)
+    return state.value

@@ -1,0 +1,169 @@
+"""Whether and where a merge goes on that was stopped."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+from merge_cli.checkpoint import Files, Layout, ShardWriter, StoredTensor
+from merge_cli.checkpoint.os_errors import writing
+from merge_cli.errors import CheckpointError, RecipeError, ResourceError, VerificationError
+from merge_cli.plan import MergePlan
+from merge_cli.stream.checksums import checksum
+from merge_cli.stream.device import choose_device
+from merge_cli.stream.journal import JOURNAL_FILE, Past, Record, distrust, read_journal
+
+# Bytes read back at a time; whole pages of the checksum.
+_READ = 2**20
+
+
+def decisions(plan: MergePlan, tool: str) -> dict[str, Any]:
+    """Return what must be the same for a merge to go on where another has stopped.
+
+    Args:
+        plan: What is to be done.
+        tool: Name and version of this program.
+    """
+    device = choose_device(plan.device).partition(":")[0]
+    programs = {"tool": tool, "torch": version("torch"), "device": device}
+    return {**programs, "--allow-nonfinite": plan.allow_nonfinite, **plan.decisions}
+
+
+def find_past(
+    folder: Path, wanted: Mapping[str, Any], layouts: Mapping[Path, Layout | None], files: Files
+) -> Past | None:
+    """Return what an earlier run of the same merge has left; None where there is nothing to go on from.
+
+    Args:
+        folder: Where its journal lies.
+        wanted: The :func:`decisions` of this run.
+        layouts: Folder -> the shards that should be there.
+        files: The system calls to use.
+
+    Raises:
+        RecipeError: If it was another merge, or if files that it has written are gone.
+    """
+    past = read_journal(folder / JOURNAL_FILE, files)
+    if past is None or not past.records:
+        return None
+    check_same(past, wanted, folder)
+    with writing(folder):
+        shards = [(root / each.file, each.size) for root, layout in layouts.items() if layout for each in layout.shards]
+        wrong = [path for path, size in shards if not path.is_file() or path.stat().st_size != size]
+    if wrong:
+        raise RecipeError(
+            f"{wrong[0]}, which an unfinished merge has begun, is gone or changed",
+            hint="--restart throws away what is left of it and begins again",
+        )
+    return past
+
+
+def sound_past(past: Past, plan: MergePlan, writer: ShardWriter, precision_writer: ShardWriter | None) -> Past:
+    """Return of what an earlier run has left what the disk still holds as it was written; the rest is merged again.
+
+    Bytes can change between a stop and the next run: by a bad disk, by another program, by a file system that lost
+    blocks and did not say so. So every finished range is read back and held against its checksum.
+
+    Raises:
+        ResourceError: If the system does not give back what was written.
+    """
+    places = [(plan.layout.places, writer)]
+    if plan.precision is not None and precision_writer is not None:
+        places.append((plan.precision.places, precision_writer))
+
+    def is_sound(record: Record) -> bool:
+        held = zip(places, record.checksums, strict=False)
+        return _fits(record, plan.layout.places) and all(
+            record.tensor not in names or _checksum(names[record.tensor], record, sink) == expected
+            for (names, sink), expected in held
+        )
+
+    # Reading and summing both leave the interpreter's lock.
+    with ThreadPoolExecutor(plan.threads) as pool:
+        sound = list(pool.map(is_sound, past.records))
+    return replace(past, records=tuple(compress(past.records, sound)), synced=sum(sound[: past.synced]))
+
+
+def _fits(record: Record, places: Mapping[str, StoredTensor]) -> bool:
+    place = places.get(record.tensor)
+    return place is not None and 0 < record.count <= place.numel - record.start
+
+
+def _checksum(place: StoredTensor, record: Record, writer: ShardWriter) -> int:
+    size, found = place.dtype.itemsize, 0
+    start, end = place.offset + record.start * size, place.offset + (record.start + record.count) * size
+    buffer = memoryview(bytearray(min(_READ, end - start)))
+    for offset in range(start, end, _READ):
+        view = buffer[: end - offset]
+        writer.read_back(view, place.file.name, offset)
+        found = checksum(view, found)
+    return found
+
+
+def can_go_on(error: BaseException, folder: Path, files: Files) -> bool:
+    """Whether the same merge could get further another time, from what is done and can be relied on after this error.
+
+    Not if what it reads or makes is wrong. What a device that fails has not synced counts for nothing.
+    """
+    if isinstance(error, (CheckpointError, VerificationError)) and not isinstance(error.__cause__, OSError):
+        return False
+    cause = error.__cause__
+    try:
+        if isinstance(error, ResourceError) and isinstance(cause, OSError) and cause.errno == errno.EIO:
+            distrust(folder / JOURNAL_FILE, files)
+        past = read_journal(folder / JOURNAL_FILE, files)
+    except (ResourceError, MemoryError):
+        return False
+    return past is not None and bool(past.records)
+
+
+def bytes_of(records: Iterable[Record], plan: MergePlan) -> int:
+    """Return how many bytes of the output ranges take, of tensors that it has."""
+    places = plan.layout.places
+    return sum(each.count * places[each.tensor].dtype.itemsize for each in records if each.tensor in places)
+
+
+def check_same(past: Past, decisions: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with what another merge has begun.
+
+    Raises:
+        RecipeError: Naming what differs.
+    """
+    changed = list(_changes(past.decisions, decisions))
+    if changed:
+        raise RecipeError(
+            f"{folder} holds an unfinished merge that was not this one: " + "; ".join(changed),
+            hint="--restart throws it away and begins again; or choose another name for the output",
+        )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Say in words which decisions differ."""
+    # Both went through JSON or will: tuples and lists are alike there.
+    before, now = json.loads(json.dumps([before, now], default=str))
+    for what in dict.fromkeys((*before, *now)):
+        old, new = before.get(what), now.get(what)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            each = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
+            parts = ", ".join(dict.fromkeys(part for name in each for part in _parts(old.get(name), new.get(name))))
+            names = f"{', '.join(each[:3])}{' and others' if len(each) > 3 else ''}"
+            yield f"{what} {names} changed{f' ({parts})' if parts else ''}"
+        elif len(str(old)) + len(str(new)) < 60:
+            yield f"{what} was {old} and is {new}"
+        else:
+            yield f"the {what} changed"
+
+
+def _parts(old: Any, new: Any) -> list[str]:
+    """Return the names of the parts in which two descriptions of a thing differ."""
+    both = isinstance(old, dict) and isinstance(new, dict)
+    return [part for part in dict.fromkeys((*old, *new)) if old.get(part) != new.get(part)] if both else []

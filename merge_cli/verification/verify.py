@@ -1,0 +1,77 @@
+"""The check of a merged checkpoint, from its digests to computing it again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from merge_cli.checkpoint import Checkpoint, Files, Reader, open_checkpoint
+from merge_cli.errors import CheckpointError, RecipeError
+from merge_cli.report import Verification
+from merge_cli.stream import Listener, Quiet
+from merge_cli.text import listed
+from merge_cli.verification.digests import check_digests, check_names, not_finite
+from merge_cli.verification.manifest import read_manifest
+from merge_cli.verification.replay import Replay, replayed
+
+
+def verify(
+    out: Path | str,
+    *,
+    replay: Replay | None = None,
+    threads: int | None = None,
+    listener: Listener | None = None,
+    files: Files | None = None,
+) -> Verification:
+    """Check a merged checkpoint against its manifest.
+
+    Args:
+        out: The merged checkpoint.
+        replay: What is to be computed again from the recorded inputs, if anything.
+        threads: Worker threads of the replay, and files read at a time; default: one per processor.
+        listener: Is told how the work goes.
+        files: The system calls to use.
+
+    Returns:
+        What was found; problems are part of it and no exceptions.
+
+    Raises:
+        CheckpointError: If ``out`` has no manifest, or if an input of the replay is not there any more.
+        RecipeError: If the recorded recipe cannot be planned any more.
+        VerificationError: If the manifest is damaged.
+    """
+    out, files = Path(out), files or Files()
+    made = read_manifest(out, files)
+    inputs = {f"{each.reference}/{file.name}": file.sha256 for each in made.inputs for file in each.files}
+    found = Verification(str(out), made.tool, inputs=inputs)
+    digests, problems = check_digests(out, made, threads, files, listener or Quiet())
+    added, notes = check_names(out, made, files)
+    problems += added
+    checkpoint: Checkpoint | None = None
+    try:
+        checkpoint = open_checkpoint(out, files=files)
+    except CheckpointError as error:
+        problems.append(error.message)
+    found = replace(found, files=digests, problems=tuple(problems), notes=tuple(notes))
+    if checkpoint is None:
+        return found
+    with Reader(checkpoint.files, files) as reader:
+        wrong = list(not_finite(checkpoint, reader, listener or Quiet()))
+        allowed = made.allows_nonfinite
+        word = f"{listed(wrong)}: NaN or infinity" if wrong else ""
+        found = replace(
+            found,
+            tensors=len(checkpoint.tensors),
+            problems=(*found.problems, *([word] if wrong and not allowed else [])),
+            notes=(*found.notes, *([f"{word}, as the merge was allowed to"] if wrong and allowed else [])),
+        )
+        if replay is None:
+            return found
+        try:
+            return replayed(found, made, replay, checkpoint, reader, threads=threads, listener=listener)
+        except (CheckpointError, RecipeError) as error:
+            # What is wrong with the output may be why; it must not be lost for what is wrong with the replay.
+            if not found.problems:
+                raise
+            problem = f"it cannot be computed again: {error.message}"
+            return replace(found, problems=(*found.problems, problem))
