@@ -16,7 +16,6 @@ from pathlib import Path
 from merge_cli.checkpoint import (
     FileIdentity,
     Files,
-    Layout,
     Reader,
     ShardWriter,
     Staging,
@@ -29,16 +28,14 @@ from merge_cli.checkpoint.rehearsal import rehearsed
 from merge_cli.checkpoint.staging import working_folders
 from merge_cli.checkpoint.writer import check_room
 from merge_cli.errors import RecipeError
-from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport, findings, finished, texts_beside
-from merge_cli.report.manifest import PRECISION_FOLDER
 from merge_cli.stream import (
     JOURNAL_FILE,
-    Discard,
     InputDigests,
     Journal,
     Listener,
+    Outcome,
     Past,
     RunningDigests,
     StreamResult,
@@ -108,7 +105,7 @@ def merge(
         refuse_warnings(plan)
     wanted = decisions(plan, _TOOL)
     with staging.open(clear=restart) as folder:
-        past = find_past(folder, wanted, _layouts(plan, folder), files)
+        past = find_past(folder, wanted, plan, files)
         try:
             if past is None:
                 staging.clear()
@@ -149,25 +146,21 @@ def rehearse(
         return Rehearsal(unchanged=True)
     wanted = decisions(plan, _TOOL)
     with rehearsed(out, force=force, files=files) as folder:
-        past = None if restart else find_past(folder, wanted, _layouts(plan, folder), files)
+        past = None if restart else find_past(folder, wanted, plan, files)
         _check_room(plan, folder, files)
         with Reader(_identities(plan), files) as reader:
             check_fishers(plan, reader)
     return Rehearsal(bytes_of(past.records, plan) if past is not None else 0)
 
 
-def _layouts(plan: MergePlan, folder: Path) -> dict[Path, Layout | None]:
-    return {folder: plan.layout, folder / PRECISION_FOLDER: plan.precision}
-
-
 def _check_room(plan: MergePlan, folder: Path, files: Files) -> None:
     """Refuse a disk that cannot hold all files of the output, less what is there to be used or removed."""
     with reading(folder):
-        beside = sum(source.stat().st_size for source in plan.side_files.values())
+        beside = len(plan.variants) * sum(source.stat().st_size for source in plan.side_files.values())
     with writing(folder):
         names = [name for name in files_below(folder) if not name.startswith(".")]
         there = sum((folder / name).lstat().st_blocks * 512 for name in names)
-        wanted = sum(layout.nbytes for layout in (plan.layout, plan.precision) if layout is not None)
+        wanted = sum(output.layout.nbytes for output in plan.outputs)
         check_room(folder, wanted + beside - there, files.free(folder))
 
 
@@ -213,7 +206,7 @@ def measure(
     """
     with Reader(_identities(plan), files) as reader:
         check_fishers(plan, reader)
-        return stream(plan, Discard(), reader, listener, processes=processes)
+        return stream(plan, {}, reader, listener, processes=processes)
 
 
 def check_out(plan: MergePlan, out: Path, *, force: bool) -> None:
@@ -259,7 +252,7 @@ def _report(plan: MergePlan, out: Path, written: _Written, *, seconds: float) ->
         seconds=round(seconds, 3),
         device=result.device,
         threads=plan.threads,
-        counts=result.counts,
+        counts=dict(result.counts),
         diagnostics=dict(result.diagnosis.values),
         findings=findings(plan, result.diagnosis, result.counts),
         warnings=(*plan.warnings, *result.diagnosis.warnings, *_changed(out, written.rotten_bytes)),
@@ -270,18 +263,23 @@ def _report(plan: MergePlan, out: Path, written: _Written, *, seconds: float) ->
 
 def _check_weights(plan: MergePlan, out: Path, digests: Mapping[str, str], files: Files) -> None:
     """Refuse to call an output complete whose weights are not what was written."""
-    for shard in plan.layout.shards:
-        if files.sha256(out / shard.file) != digests[shard.file]:
+    for file in _weights(plan):
+        if files.sha256(out / file) != digests[file]:
             raise RecipeError(
-                f"{out} is the output of this merge, but {shard.file} has changed since, by its SHA-256",
+                f"{out} is the output of this merge, but {file} has changed since, by its SHA-256",
                 hint="--force merges again",
             )
 
 
+def _weights(plan: MergePlan) -> list[str]:
+    """Return the weight files of the merged models."""
+    return [name for output in plan.variants for name, _ in output.shards]
+
+
 def _unchanged(plan: MergePlan, out: Path, digests: Mapping[str, str], *, seconds: float) -> MergeReport:
     """Report on an output that is there already."""
-    result = StreamResult({}, "", {}, Diagnosis({}), crowded=False)
-    weights = {shard.file: digests[shard.file] for shard in plan.layout.shards}
+    result = StreamResult({output.name: Outcome() for output in plan.variants}, "", crowded=False)
+    weights = {name: digests[name] for name in _weights(plan)}
     written = _Written(result, weights, {}, {}, 0, plan.written_bytes, 0)
     return replace(_report(plan, out, written, seconds=seconds), unchanged=True)
 
@@ -317,8 +315,8 @@ class _Written:
 
     Attributes:
         result: What was counted and found.
-        weights: Weight file of the merged model -> SHA-256.
-        precision: The same for the posterior precision.
+        weights: Weight file of a merged model -> SHA-256.
+        others: The same for other outputs.
         inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
         hashed_bytes: Bytes of inputs whose SHA-256 was not known before.
         resumed_bytes: Bytes of the output that a run which was stopped had written.
@@ -327,7 +325,7 @@ class _Written:
 
     result: StreamResult
     weights: dict[str, str]
-    precision: dict[str, str]
+    others: dict[str, str]
     inputs: dict[Path, str]
     hashed_bytes: int
     resumed_bytes: int
@@ -338,14 +336,14 @@ def _write(output: _Output, out: Path, past: Past | None) -> _Written:
     """Write everything into the staging folder."""
     plan, folder, files, sync = output.plan, output.folder, output.files, output.sync
     written = _write_weights(output, past)
-    result, weights, digests = written.result, written.weights, dict(written.precision)
+    result, weights, digests = written.result, written.weights, dict(written.others)
     folders = {folder / name.rpartition("/")[0] for name in (*plan.side_files, *plan.side_texts) if "/" in name}
     with writing(folder):
         for each in sorted(folders):
             files.make_folder(each)
     digests |= {name: files.copy(source, folder / name, sync=sync) for name, source in plan.side_files.items()}
     known = weights | dict(sorted(digests.items()))
-    texts = texts_beside(plan, out, result.counts, result.diagnosis, known, inputs=written.inputs, tool=_TOOL)
+    texts = texts_beside(plan, out, result, known, inputs=written.inputs, tool=_TOOL)
     for file, text in texts.items():
         content = text.encode("utf-8")
         files.write_new(folder / file, content, sync=sync)
@@ -372,50 +370,46 @@ def _remove_others(folder: Path, wanted: Collection[str], files: Files) -> None:
 
 
 def _write_weights(output: _Output, past: Past | None) -> _Written:
-    """Stream the merged tensors, and the posterior precision where it is wanted, into files."""
+    """Stream the tensors of all outputs into files."""
     plan, folder, files = output.plan, output.folder, output.files
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(Reader(_identities(plan), files))
         check_fishers(plan, reader)
-        writer = stack.enter_context(ShardWriter(folder, plan.layout, files))
-        writers, precision_writer = [writer], None
-        if plan.precision is not None:
-            with writing(folder / PRECISION_FOLDER):
-                files.make_folder(folder / PRECISION_FOLDER)
-            precision_writer = stack.enter_context(ShardWriter(folder / PRECISION_FOLDER, plan.precision, files))
-            writers.append(precision_writer)
+        writers: dict[str, ShardWriter] = {}
+        for each in plan.outputs:
+            root = folder / each.folder
+            with writing(root):
+                files.make_folder(root)
+            writers[each.name] = stack.enter_context(ShardWriter(root, each.layout, files))
 
         def synchronise() -> None:
-            for each in writers:
-                each.sync()
+            for writer in writers.values():
+                writer.sync()
 
         sync = synchronise if output.sync else None
         before = bytes_of(past.records, plan) if past is not None else 0
         if past is not None:
-            past = sound_past(past, plan, writer, precision_writer)
+            past = sound_past(past, plan, writers)
         resumed = bytes_of(past.records, plan) if past is not None else 0
         journal = Journal(folder / JOURNAL_FILE, decisions(plan, _TOOL), past=past, sync=sync, files=files)
         stack.callback(journal.close)
         inputs = stack.enter_context(InputDigests(plan, reader)) if output.input_digests else None
-        digests = RunningDigests(plan.layout, writer)
+        digests = RunningDigests(plan.outputs, writers)
         result = stream(
             plan,
-            writer,
+            writers,
             reader,
             output.listener,
-            precision_writer=precision_writer,
             digests=digests,
             inputs=inputs,
             journal=journal,
             processes=output.processes,
         )
         journal.synchronise()
-        weights, precision = digests.finish(threads=plan.threads), {}
-        if plan.precision is not None and precision_writer is not None:
-            found = RunningDigests(plan.precision, precision_writer).finish(threads=plan.threads)
-            precision = {f"{PRECISION_FOLDER}/{file}": digest for file, digest in found.items()}
-        if output.sync and result.crowded:
+        others = digests.finish(threads=plan.threads)
+        weights = {name: others.pop(name) for name in _weights(plan)}
+        for writer in writers.values() if output.sync and result.crowded else ():
             writer.forget()
         hashed = inputs.finish(output.listener) if inputs is not None else {}
         new = inputs.nbytes if inputs is not None else 0
-        return _Written(result, weights, precision, hashed, new, resumed, before - resumed)
+        return _Written(result, weights, others, hashed, new, resumed, before - resumed)

@@ -285,6 +285,6 @@ METHOD = Method(
     counts={
         "clipped": "kept the least precision that `kappa` allows: the removed curvature is larger there than the base's"
     },
-    gives_precision=True,
+    emits=("precision",),
     version=2,
 )

@@ -18,6 +18,7 @@ from merge_cli.plan.inputs import Inputs, open_inputs
 from merge_cli.plan.labels import check_labels
 from merge_cli.plan.matching import Names, decide_names
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
+from merge_cli.plan.outputs import decide_outputs
 from merge_cli.plan.parameters import ParameterLookup, check_measure_constants
 from merge_cli.plan.side_files import files_beside, output_config
 from merge_cli.plan.tying import with_ties
@@ -77,8 +78,7 @@ def build_plan(
         needs=inputs.needs,
         steps=steps,
         tasks=tasks,
-        layout=layout,
-        precision=_precision_layout(recipe, method, merged, shard_size),
+        outputs=decide_outputs(recipe, method, layout, merged, shard_size),
         scales=scales,
         base_scale=base_scale,
         posteriors=tuple(posterior_prior(fisher) for fisher in inputs.fishers),
@@ -133,20 +133,6 @@ def _layout(recipe: Recipe, inputs: Inputs, names: Names, shard_size: int) -> La
     if not names.order:
         raise RecipeError(f"{recipe.origin.at('exclude')}: nothing is left to write")
     return lay_out(entries(), shard_bytes=shard_size, metadata={"format": "pt"})
-
-
-def _precision_layout(recipe: Recipe, method: Method, merged: list[TensorTask], shard_size: int) -> Layout | None:
-    """Lay out the posterior precision: a float32 tensor for each that is merged."""
-    if not recipe.save_precision:
-        return None
-    if not method.gives_precision:
-        raise RecipeError(
-            f"{recipe.origin.at('save_precision')}: {recipe.merge_method} has no posterior precision",
-            hint="gradient_matching has one",
-        )
-    metadata = {"format": "pt", "kind": "precision", "reduction": "sum", "train_examples": "1"}
-    tensors = [(task.place.name, DType.F32, task.place.shape) for task in merged]
-    return lay_out(tensors, shard_bytes=shard_size, metadata=metadata)
 
 
 def _tasks(recipe: Recipe, inputs: Inputs, names: Names, layout: Layout, method: Method) -> Iterator[TensorTask]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +11,7 @@ from typing import Any
 from merge_cli.checkpoint import Checkpoint, DType, FileIdentity, Layout, StoredTensor
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Method, Need, Params, Step
+from merge_cli.plan.outputs import Output, output_decisions, sha256_of
 from merge_cli.recipe import Recipe
 
 
@@ -28,7 +27,7 @@ class TensorTask:
         fishers: Its Fisher in every model, or empty.
         base_fisher: Its Fisher in the base.
         gradients: Its gradient in every model, or empty.
-        params: The method's parameters for it.
+        params: The method's parameters for it, in the first of the merged models.
         twins: The tensor in what else is merged, of one that is copied because no arithmetic makes sense on it. They
             are only compared with it.
     """
@@ -90,8 +89,7 @@ class MergePlan:
         needs: What the method and the steps read of a tensor.
         steps: The preparing steps in order, with their parameters.
         tasks: One per output tensor, in the order of the output.
-        layout: The output's files.
-        precision: The files of the posterior precision, None where it is not written.
+        outputs: What is written; a merged model first, and behind each what else the method gives with it.
         scales: What each model's Fisher is multiplied with to give its curvature, the number of examples.
         base_scale: The same for the base's Fisher.
         posteriors: For each model whose Fisher file is a posterior precision, the prior precision that is part of it;
@@ -115,8 +113,7 @@ class MergePlan:
     needs: frozenset[Need]
     steps: tuple[tuple[str, Params], ...]
     tasks: tuple[TensorTask, ...]
-    layout: Layout
-    precision: Layout | None
+    outputs: tuple[Output, ...]
     scales: tuple[float, ...]
     base_scale: float
     posteriors: tuple[float | None, ...]
@@ -158,10 +155,25 @@ class MergePlan:
         """Bytes read for blocks that are merged or copied; measures read their inputs once more per round."""
         return sum(source.nbytes for task in self.tasks for source in task.sources)
 
+    @cached_property
+    def variants(self) -> tuple[Output, ...]:
+        """The outputs that are merged models: as a rule one."""
+        return tuple(output for output in self.outputs if output.is_merged)
+
     @property
+    def layout(self) -> Layout:
+        """The files of a merged model: those of each have the same names, headers and sizes."""
+        return self.outputs[0].layout
+
+    @cached_property
     def written_bytes(self) -> int:
-        """Bytes of the output's weight files."""
-        return self.layout.nbytes
+        """Bytes of the weight files of all merged models."""
+        return sum(output.layout.nbytes for output in self.variants)
+
+    @cached_property
+    def emitted(self) -> Mapping[tuple[str, str], Output]:
+        """Where goes what the method emits: a merged model's name, and the emitted name -> output."""
+        return {(output.beside, output.emitted): output for output in self.outputs if not output.is_merged}
 
     @cached_property
     def decisions(self) -> Mapping[str, Any]:
@@ -175,34 +187,20 @@ class MergePlan:
             "method": f"{self.recipe.merge_method} {self.method.version}",
             "steps": [[name, params.model_dump(), find_step(name).version] for name, params in self.steps],
             "seed": self.recipe.seed,
-            "save_precision": self.precision is not None,
             "examples": [self.scales, self.base_scale, self.posteriors],
             "input": {
                 f"{each.role} ({each.label}, {file.path.name})": file.content
                 for each in self.inputs
                 for file in each.files
             },
-            "layout": _sha256(
-                [
-                    [hashlib.sha256(shard.header).hexdigest() for shard in layout.shards]
-                    for layout in (self.layout, self.precision)
-                    if layout is not None
-                ]
-            ),
-            "parameters": _sha256(
-                [[task.place.name, task.params.model_dump() if task.params else None] for task in self.tasks]
-            ),
-            "sources": _sha256([[[number[source.file], source.offset] for source in t.sources] for t in self.tasks]),
+            **output_decisions(self.outputs, self.tasks),
+            "sources": sha256_of([[[number[source.file], source.offset] for source in t.sources] for t in self.tasks]),
         }
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that decides the output's bytes."""
-        return _sha256({**self.decisions, "input": list(self.decisions["input"].values())})
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode("utf-8")).hexdigest()
+        return sha256_of({**self.decisions, "input": list(self.decisions["input"].values())})
 
 
 def main_dtype(tasks: tuple[TensorTask, ...]) -> DType | None:

@@ -11,7 +11,7 @@ from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_dige
 from merge_cli.checkpoint.os_errors import reading
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan
-from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER
+from merge_cli.report.manifest import MANIFEST_FILE
 from merge_cli.report.output_texts import digests_beside
 
 
@@ -42,6 +42,5 @@ def finished(plan: MergePlan, out: Path, files: Files) -> Mapping[str, str] | No
 
 
 def _has_weights(plan: MergePlan, out: Path) -> bool:
-    layouts = ((out, plan.layout), (out / PRECISION_FOLDER, plan.precision))
-    shards = [(folder / shard.file, shard.size) for folder, layout in layouts if layout for shard in layout.shards]
+    shards = [(out / name, shard.size) for output in plan.outputs for name, shard in output.shards]
     return all(path.is_file() and path.stat().st_size == size for path, size in shards)

@@ -10,12 +10,11 @@ from typing import Any
 
 from merge_cli.checkpoint import FileIdentity
 from merge_cli.checkpoint.bounded_json import is_text
-from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
 from merge_cli.recipe import Recipe
+from merge_cli.stream import StreamResult
 
 MANIFEST_FILE = "merge_manifest.json"
-PRECISION_FOLDER = "precision"
 # From 2 on the manifest lists every file but itself and the digests file, 1 lists weights.
 _FORMAT = 2
 
@@ -23,8 +22,7 @@ _FORMAT = 2
 def manifest(
     plan: MergePlan,
     out: Path,
-    counts: Mapping[str, int],
-    diagnosis: Diagnosis,
+    result: StreamResult,
     digests: Mapping[str, str],
     *,
     inputs: Mapping[Path, str],
@@ -35,8 +33,7 @@ def manifest(
     Args:
         plan: What was done.
         out: Where the output will be.
-        counts: What the method counted.
-        diagnosis: What the method says of its prospects.
+        result: What merging has told.
         digests: File name -> SHA-256 of all that is written, but of the manifest and the digests file.
         inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
         tool: Name and version of this program.
@@ -65,9 +62,9 @@ def manifest(
             "merged": len(plan.merged),
             "copied": [task.place.name for task in plan.tasks if task.copied is not None],
         },
-        "counts": dict(counts),
-        "diagnostics": dict(diagnosis.values),
-        "warnings": [*plan.warnings, *diagnosis.warnings],
+        "counts": dict(result.counts),
+        "diagnostics": dict(result.diagnosis.values),
+        "warnings": [*plan.warnings, *result.diagnosis.warnings],
         "notes": list(plan.notes),
         "files": dict(digests),
     }

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from merge_cli.checkpoint import Files
-from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan import MergePlan
 from merge_cli.recipe import Recipe
 from merge_cli.recipe.overrides import text_with
-from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER, manifest, recipe_data
+from merge_cli.report.manifest import MANIFEST_FILE, manifest, recipe_data
 from merge_cli.report.model_card import model_card
+from merge_cli.stream import StreamResult
 
 RECIPE_FILE = "recipe.yml"
 
@@ -21,8 +21,7 @@ RECIPE_FILE = "recipe.yml"
 def texts_beside(
     plan: MergePlan,
     out: Path,
-    counts: Mapping[str, int],
-    diagnosis: Diagnosis,
+    result: StreamResult,
     digests: Mapping[str, str],
     *,
     inputs: Mapping[Path, str],
@@ -35,24 +34,23 @@ def texts_beside(
     Args:
         plan: What was done.
         out: Where the output will be.
-        counts: What the method counted.
-        diagnosis: What the method says of its prospects.
+        result: What merging has told.
         digests: File name -> SHA-256 of what is written of the output: weight files, and files that came along.
         inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
         tool: Name and version of this program.
     """
     texts = {"README.md": model_card(plan, out.name, tool=tool), RECIPE_FILE: _recipe(plan.recipe)}
     texts |= _configuration(plan)
-    layouts = {"": plan.layout, f"{PRECISION_FOLDER}/": plan.precision}
-    for place, layout in layouts.items():
-        index = layout.index() if layout is not None else None
+    for output in plan.outputs:
+        index = output.layout.index()
         if index is not None:
-            texts[f"{place}model.safetensors.index.json"] = index.decode("utf-8")
-    if plan.precision is not None:
-        prior = diagnosis.values["prior_precision"]
-        texts[f"{PRECISION_FOLDER}/config.json"] = json_text({"kind": "precision", "prior_precision": prior})
+            texts[output.within("model.safetensors.index.json")] = index.decode("utf-8")
+        if not output.is_merged:
+            values = result.outcomes[output.beside].diagnosis.values
+            config = {**output.config, **{name: values[name] for name in output.diagnostics}}
+            texts[output.within("config.json")] = json_text(config)
     known = dict(digests) | {name: _sha256(text) for name, text in texts.items()}
-    return texts | {MANIFEST_FILE: json_text(manifest(plan, out, counts, diagnosis, known, inputs=inputs, tool=tool))}
+    return texts | {MANIFEST_FILE: json_text(manifest(plan, out, result, known, inputs=inputs, tool=tool))}
 
 
 def _recipe(recipe: Recipe) -> str:

@@ -8,16 +8,15 @@ from merge_cli.stream.input_digests import InputDigests
 from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span
 from merge_cli.stream.model_similarity import examine
 from merge_cli.stream.progress import Listener, Quiet
-from merge_cli.stream.result import StreamResult
+from merge_cli.stream.result import Outcome, StreamResult
 from merge_cli.stream.resume import bytes_of, can_go_on, decisions, find_past, sound_past
-from merge_cli.stream.worker import Discard
 
 __all__ = [
     "JOURNAL_FILE",
-    "Discard",
     "InputDigests",
     "Journal",
     "Listener",
+    "Outcome",
     "Past",
     "Quiet",
     "RunningDigests",

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Reader
-from merge_cli.methods.contract import Extent, Measure, Measured
+from merge_cli.kernels import Array, higher
+from merge_cli.methods.contract import Extent, Measure, Measured, Need, Params
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.plan.outputs import Output
 from merge_cli.process import keep_large_buffers
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
@@ -27,8 +29,7 @@ from merge_cli.stream.page_cache import crowds_memory
 from merge_cli.stream.pipeline import Chain, blocks, ranges
 from merge_cli.stream.pool import Job, Pool
 from merge_cli.stream.progress import Listener, Quiet
-from merge_cli.stream.result import StreamResult, diagnosis
-from merge_cli.stream.result import Totals as Tallies
+from merge_cli.stream.result import StreamResult, Totals
 from merge_cli.stream.work import as_memory_error
 from merge_cli.stream.worker import Sink, Worker
 
@@ -38,11 +39,10 @@ _SMALL_TENSOR = 2**15
 
 def stream(
     plan: MergePlan,
-    writer: Sink,
+    sinks: Mapping[str, Sink],
     reader: Reader,
     listener: Listener | None = None,
     *,
-    precision_writer: Sink | None = None,
     digests: RunningDigests | None = None,
     inputs: InputDigests | None = None,
     journal: Journal | None = None,
@@ -53,10 +53,9 @@ def stream(
 
     Args:
         plan: The plan.
-        writer: Where the output goes.
+        sinks: Output -> where it goes; one that has no sink is computed and not kept.
         reader: Where the inputs come from.
         listener: Is told how the work goes.
-        precision_writer: Where the posterior precision goes, if anywhere.
         digests: Hashes the output on the way.
         inputs: Hashes the inputs on the way.
         journal: Where finished ranges are noted; what earlier runs have noted in it is not done again.
@@ -78,22 +77,21 @@ def stream(
     count = plan.threads if forked or numel >= _SMALL_TENSOR * len(plan.tasks) else 1
     try:
         kind = kind_of_worker(plan, device)
-        workers = [kind(plan, reader, writer, device, precision_writer, crowded) for _ in range(count)]
+        workers = [kind(plan, reader, sinks, device, crowded) for _ in range(count)]
     except RuntimeError as error:
         raise as_memory_error(error) from None
     if forked:
         # What this process has opened, it can later tell to be unchanged.
         reader.open_all(source.file for task in plan.tasks for source in task.sources)
-    chain, tallies = Chain(plan, {}, {}), Tallies()
+    chain, totals = Chain(plan, {}, {}), Totals()
     past = journal.past.records if journal is not None else ()
     for record in past:
-        tallies.add(record.tensor, record.tally)
+        totals.add(record)
     done = spans_of(past) if done is None else done
     pool = Pool(workers, processes=forked)
-    _Engine(plan, pool, count, listener or Quiet(), chain, tallies, done, digests, inputs, journal).run()
+    _Engine(plan, pool, count, listener or Quiet(), chain, totals, done, digests, inputs, journal).run()
     reader.check_unchanged()
-    sums = tallies.sums()
-    return StreamResult(dict(sorted(tallies.counts.items())), device, sums, diagnosis(chain, sums), crowded)
+    return StreamResult(totals.outcomes(chain), device, crowded)
 
 
 def kind_of_worker(plan: MergePlan, device: str) -> type[Worker]:
@@ -112,7 +110,7 @@ class _Engine:
     workers: int
     listener: Listener
     chain: Chain
-    tallies: Tallies
+    totals: Totals
     done: Mapping[str, Sequence[Span]]
     digests: RunningDigests | None
     inputs: InputDigests | None
@@ -121,30 +119,33 @@ class _Engine:
     def run(self) -> None:
         """Measure what runs over all tensors, then merge what is not done yet."""
         for stage in range(self.chain.first_streamed):
-            self._measure_all(stage)
+            for output in self.chain.measured_for(stage):
+                self._measure_all(stage, output)
         for task in self._large():
-            for stage in self._streamed(task):
-                self.chain.single[stage, task.place.name] = self._measure_together([task], stage)
+            for stage, output in self._streamed(task):
+                self.chain.single[stage, task.place.name, output.name] = self._measure_together([task], stage, output)
         self._merge_all()
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 
-    def _measure_all(self, stage: int) -> None:
+    def _measure_all(self, stage: int, output: Output) -> None:
         """Run a stage's measure to its end before anything is merged: over all tensors together, or over each."""
         merged = [task for task in self.plan.merged if task.place.numel]
-        measure = self.chain.measure(stage)
+        measure = self.chain.measure(stage, output)
         if measure is None or not merged:
             return
         if measure.over is Extent.MODEL:
-            self.chain.whole[stage] = self._measure_together(merged, stage)
+            self.chain.whole[stage, output.name] = self._measure_together(merged, stage, output)
             return
         self.listener.phase("measuring", sum(task.place.numel for task in merged))
 
         def alone(task: TensorTask) -> Job[Worker, tuple[str, int, Any]]:
-            return lambda worker: (task.place.name, task.place.numel, measure_alone(self.chain, worker, task, stage))
+            return lambda worker: (
+                task.place.name, task.place.numel, measure_alone(self.chain, worker, task, stage, output)
+            )  # fmt: skip
 
         def take(found: tuple[str, int, Any]) -> None:
-            name, numel, self.chain.single[stage, name] = found
+            name, numel, self.chain.single[stage, name, output.name] = found
             self.listener.advance(name, numel)
 
         self.pool.run([alone(task) for task in merged], take)
@@ -155,25 +156,26 @@ class _Engine:
         large = [task for task in self.plan.merged if 2 * self.workers * task.place.numel > total and self._left(task)]
         return large if self.workers > 1 else []
 
-    def _streamed(self, task: TensorTask) -> list[int]:
-        """Return the stages for which a tensor is still to be measured."""
-        stages = range(self.chain.first_streamed, self.chain.method_stage + 1)
+    def _streamed(self, task: TensorTask) -> list[tuple[int, Output]]:
+        """Return the stages, and the merged models, for which a tensor is still to be measured."""
         return [
-            stage
-            for stage in stages
-            if self.chain.measure(stage, task) is not None and (stage, task.place.name) not in self.chain.single
+            (stage, output)
+            for stage in range(self.chain.first_streamed, self.chain.method_stage + 1)
+            for output in self.chain.measured_for(stage, task)
+            if self.chain.measure(stage, output, task) is not None
+            and (stage, task.place.name, output.name) not in self.chain.single
         ]
 
-    def _measure_together(self, tasks: Sequence[TensorTask], stage: int) -> Any:
+    def _measure_together(self, tasks: Sequence[TensorTask], stage: int, output: Output) -> Any:
         """Return what all workers together measure over some tensors."""
-        measure = self.chain.measure(stage, tasks[0])
+        measure = self.chain.measure(stage, output, tasks[0])
         assert measure is not None
-        state = first_state(self.chain, tasks, stage, measure)
+        state = first_state(self.chain, tasks, stage, output, measure)
         while not isinstance(state, Measured):
-            state = measure.finish(state, self._round(tasks, stage, measure, state))
+            state = measure.finish(state, self._round(tasks, stage, output, measure, state))
         return state.value
 
-    def _round(self, tasks: Sequence[TensorTask], stage: int, measure: Measure, state: Any) -> Any:
+    def _round(self, tasks: Sequence[TensorTask], stage: int, output: Output, measure: Measure, state: Any) -> Any:
         """Return what one round of a measure has found in some tensors."""
         # By the worker's identity: its process's own, or the only one of its thread.
         found: dict[int, Any] = {}
@@ -181,7 +183,8 @@ class _Engine:
         def folding(share: Share) -> Job[Worker, tuple[str, int]]:
             def job(worker: Worker) -> tuple[str, int]:
                 task, spans = share
-                found[id(worker)] = fold(self.chain, worker, stage, measure, state, share, found.get(id(worker)))
+                part = found.get(id(worker))
+                found[id(worker)] = fold(self.chain, worker, stage, output, measure, state, share, part)
                 # One tensor is read again at once; what comes back only after all others is in their way.
                 for span in spans if len(tasks) > 1 else ():
                     worker.forget(task, span)
@@ -199,23 +202,23 @@ class _Engine:
 
     def _merge_all(self) -> None:
         tasks = {task.place.name: task for task in self.plan.tasks}
+        copies = len(self.plan.variants)
         todo = ((task.place.dtype.itemsize, count) for task in self.plan.tasks for _, count in self._left(task))
-        self.listener.phase("merging", sum(itemsize * count for itemsize, count in todo))
+        self.listener.phase("merging", sum(itemsize * count * copies for itemsize, count in todo))
         if self.digests is not None:
             for name, spans in self.done.items():
                 for span in spans:
-                    self.digests.note(tasks[name].place, *span)
+                    self.digests.note(name, *span)
 
         def take(records: list[Record]) -> None:
             for record in records:
                 task = tasks[record.tensor]
-                place = task.place
-                self.listener.advance(record.tensor, record.count * place.dtype.itemsize)
-                self.tallies.add(record.tensor, record.tally)
+                self.listener.advance(record.tensor, record.count * task.place.dtype.itemsize * copies)
+                self.totals.add(record)
                 if self.journal is not None:
                     self.journal.record(record)
                 if self.digests is not None:
-                    self.digests.add(place, record.start, record.count)
+                    self.digests.add(record.tensor, record.start, record.count)
                 if self.inputs is not None:
                     self.inputs.follow(task.sources, record.start, record.count)
 
@@ -238,8 +241,8 @@ class _Engine:
     def _merging(self) -> Iterator[Job[Worker, list[Record]]]:
         for task in self.plan.tasks:
             left = self._left(task)
-            if left and task.copied is None and (stages := self._streamed(task)):
-                yield self._measure_and_merge(task, left, stages)
+            if left and task.copied is None and (streamed := self._streamed(task)):
+                yield self._measure_and_merge(task, left, streamed)
             else:
                 do = self._merge if task.copied is None else self._copy
                 yield from (self._range(do, task, span) for span in left)
@@ -250,14 +253,15 @@ class _Engine:
         return lambda worker: [do(worker, task, span)]
 
     def _measure_and_merge(
-        self, task: TensorTask, left: Sequence[Span], stages: Sequence[int]
+        self, task: TensorTask, left: Sequence[Span], streamed: Sequence[tuple[int, Output]]
     ) -> Job[Worker, list[Record]]:
         def job(worker: Worker) -> list[Record]:
-            for stage in stages:
-                self.chain.single[stage, task.place.name] = measure_alone(self.chain, worker, task, stage)
+            single, name = self.chain.single, task.place.name
+            for stage, output in streamed:
+                single[stage, name, output.name] = measure_alone(self.chain, worker, task, stage, output)
             records = [self._merge(worker, task, span) for span in left]
-            for stage in stages:
-                del self.chain.single[stage, task.place.name]
+            for stage, output in streamed:
+                del single[stage, name, output.name]
             return records
 
         return job
@@ -268,17 +272,35 @@ class _Engine:
         for start, count in blocks(span, self.plan.block_numel):
             worker.copy(task, start, count)
         worker.forget(task, span, self._followed)
-        return Record(task.place.name, *span, worker.tally, worker.checksums)
+        return worker.record(task, span)
 
     def _merge(self, worker: Worker, task: TensorTask, span: Span) -> Record:
-        method = self.plan.method
-        needs = method.needs(task.params, self.plan.needs)
+        each = [(output, output.params_of(task)) for output in self.plan.variants]
+        needs = [self.plan.method.needs(params, self.plan.needs) for _, params in each]
         worker.expect(task, span)
         worker.begin()
         for start, count in blocks(span, self.plan.block_numel):
-            block = self.chain.block(worker, task, start, count, self.chain.method_stage, needs)
-            worker.write(worker.bounded(method.merge(block, task.params), task, start), task, start)
-            if "precision" in block.emitted:
-                worker.write_precision(block.emitted["precision"], task, start)
+            inputs = self.chain.inputs(worker, task, start, count, self.chain.method_stage, frozenset().union(*needs))
+            least = worker.least(task, start, count)
+            for (output, params), own in zip(each, needs, strict=True):
+                self._merge_block(worker, task, start, {need: inputs[need] for need in own}, least, output, params)
         worker.forget(task, span, self._followed)
-        return Record(task.place.name, *span, worker.tally, worker.checksums)
+        return worker.record(task, span)
+
+    def _merge_block(
+        self,
+        worker: Worker,
+        task: TensorTask,
+        start: int,
+        inputs: Mapping[Need, Array],
+        least: Array | None,
+        output: Output,
+        params: Params | None,
+    ) -> None:
+        """Merge a block for one merged model, and write it and what is emitted beside it."""
+        block = self.chain.block(inputs, task, start, self.chain.method_stage, output, worker.tally_of(output))
+        result = self.plan.method.merge(block, params)
+        worker.write(result if least is None else higher(result, least), task, start, [output])
+        for what, values in block.emitted.items():
+            if (output.name, what) in self.plan.emitted:
+                worker.write(values, task, start, [self.plan.emitted[output.name, what]])

@@ -30,7 +30,7 @@ _SYNC_SECONDS = 10.0
 # Of so many ranges, or of ranges of so many elements together, lines are written at once.
 _RANGES_TOGETHER = 8
 _ELEMENTS_TOGETHER = 2**20
-_FORMAT = 2
+_FORMAT = 3
 _MOST_BYTES = 2**32
 # Beyond it array indices end.
 _MOST_COUNT = 2**63
@@ -47,6 +47,31 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     sums: dict[str, array[float]] = field(default_factory=dict)
 
+    def update(self, other: Tally) -> None:
+        """Take in what another one has."""
+        self.counts.update(other.counts)
+        for key, values in other.sums.items():
+            self.sums.setdefault(key, array("d")).extend(values)
+
+    def to_json(self) -> list[Any]:
+        """Return it as plain data; floats keep every bit."""
+        return [dict(self.counts), {key: list(values) for key, values in self.sums.items()}]
+
+    @staticmethod
+    def from_json(content: Sequence[Any]) -> Tally:
+        """Return what :meth:`to_json` gave.
+
+        Raises:
+            ValueError: If it is nothing of the kind; TypeError, AttributeError or OverflowError likewise.
+        """
+        counts, sums = content
+        tally = Tally(Counter(dict(counts)), {key: array("d", values) for key, values in sums.items()})
+        if not all(abs(value) <= _MOST_SUM for values in tally.sums.values() for value in values):
+            raise ValueError("not a tally")
+        if not all(map(_is_count, tally.counts.values())):
+            raise ValueError("not a tally")
+        return tally
+
 
 @dataclass(frozen=True)
 class Record:
@@ -56,21 +81,20 @@ class Record:
         tensor: Its name.
         start: Its first element.
         count: How many elements.
-        tally: What was counted in it.
-        checksums: Of the bytes written of it, to the output and to the posterior precision; the latter is 0 where there
-            is none.
+        tallies: Merged model -> what was counted and summed in it.
+        checksums: Output -> checksum of the bytes written of it there.
     """
 
     tensor: str
     start: int
     count: int
-    tally: Tally
-    checksums: tuple[int, int]
+    tallies: Mapping[str, Tally]
+    checksums: Mapping[str, int]
 
     def to_json(self) -> list[Any]:
         """Return it as plain data; floats keep every bit."""
-        sums = {key: list(values) for key, values in self.tally.sums.items()}
-        return [self.tensor, self.start, self.count, dict(self.tally.counts), sums, list(self.checksums)]
+        tallies = {output: tally.to_json() for output, tally in self.tallies.items()}
+        return [self.tensor, self.start, self.count, tallies, dict(self.checksums)]
 
     @staticmethod
     def from_json(content: Sequence[Any]) -> Record:
@@ -80,17 +104,14 @@ class Record:
             ValueError: If it is nothing of the kind.
         """
         try:
-            tensor, start, count, counts, sums, checksums = content
-            tally = Tally(Counter(dict(counts)), {key: array("d", values) for key, values in sums.items()})
-            output, precision = checksums
+            tensor, start, count, tallies, checksums = content
+            tallies = {output: Tally.from_json(tally) for output, tally in tallies.items()}
+            checksums = dict(checksums.items())
         except (TypeError, AttributeError, OverflowError) as error:
             raise ValueError("not a record") from error
-        if not all(abs(value) <= _MOST_SUM for values in tally.sums.values() for value in values):
+        if not isinstance(tensor, str) or not all(map(_is_count, (start, count, *checksums.values()))):
             raise ValueError("not a record")
-        numbers = (start, count, output, precision, *tally.counts.values())
-        if not isinstance(tensor, str) or not all(type(each) is int and 0 <= each < _MOST_COUNT for each in numbers):
-            raise ValueError("not a record")
-        return Record(tensor, start, count, tally, (output, precision))
+        return Record(tensor, start, count, tallies, checksums)
 
 
 @dataclass(frozen=True)
@@ -260,6 +281,10 @@ def gaps(spans: Iterable[Span], numel: int) -> list[Span]:
     """Return what lies between spans, and before and after them, of a tensor of ``numel`` elements."""
     edges = [(0, 0), *spans, (numel, 0)]
     return [(sum(one), other[0] - sum(one)) for one, other in pairwise(edges) if other[0] > sum(one)]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MOST_COUNT
 
 
 def boot() -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from merge_cli.methods.contract import Measure, Measured, Totals
 from merge_cli.plan import TensorTask
+from merge_cli.plan.outputs import Output
 from merge_cli.stream.journal import Span
 from merge_cli.stream.pipeline import Chain, blocks, pieces, ranges
 from merge_cli.stream.worker import Worker
@@ -14,10 +15,10 @@ from merge_cli.stream.worker import Worker
 Share = tuple[TensorTask, Sequence[Span]]
 
 
-def first_state(chain: Chain, tasks: Sequence[TensorTask], stage: int, measure: Measure) -> Any:
+def first_state(chain: Chain, tasks: Sequence[TensorTask], stage: int, output: Output, measure: Measure) -> Any:
     """Return a measure's state before its first round over some tensors, or its value where it needs none."""
     totals = Totals(len(tasks[0].models), sum(task.place.numel for task in tasks))
-    return measure.start(totals, chain.params(stage, tasks[0]))
+    return measure.start(totals, chain.params(stage, tasks[0], output))
 
 
 def shares(tasks: Sequence[TensorTask], measure: Measure, state: Any, block_numel: int) -> list[Share]:
@@ -29,12 +30,15 @@ def shares(tasks: Sequence[TensorTask], measure: Measure, state: Any, block_nume
     return [(task, blocks(span, block_numel)) for task, span in whole]
 
 
-def fold(chain: Chain, worker: Worker, stage: int, measure: Measure, state: Any, share: Share, part: Any) -> Any:
+def fold(
+    chain: Chain, worker: Worker, stage: int, output: Output, measure: Measure, state: Any, share: Share, part: Any
+) -> Any:
     """Add to a part what one share contributes to a round."""
     task, spans = share
-    needs, params = measure.needs & chain.plan.needs, chain.params(stage, task)
+    needs, params = measure.needs & chain.plan.needs, chain.params(stage, task, output)
     for start, count in spans:
-        block = chain.block(worker, task, start, count, stage, needs)
+        inputs = chain.inputs(worker, task, start, count, stage, needs)
+        block = chain.block(inputs, task, start, stage, output, worker.tally)
         part = measure.fold(state, part, block, params)
     return part
 
@@ -47,14 +51,14 @@ def combined(measure: Measure, parts: Iterable[Any]) -> Any:
     return whole
 
 
-def measure_alone(chain: Chain, worker: Worker, task: TensorTask, stage: int) -> Any:
+def measure_alone(chain: Chain, worker: Worker, task: TensorTask, stage: int, output: Output) -> Any:
     """Measure one tensor on one worker, from the first round to the last; return the value."""
-    measure = chain.measure(stage, task)
+    measure = chain.measure(stage, output, task)
     assert measure is not None
-    state = first_state(chain, [task], stage, measure)
+    state = first_state(chain, [task], stage, output, measure)
     while not isinstance(state, Measured):
         part: Any = None
         for share in shares([task], measure, state, chain.plan.block_numel):
-            part = fold(chain, worker, stage, measure, state, share, part)
+            part = fold(chain, worker, stage, output, measure, state, share, part)
         state = measure.finish(state, part)
     return state.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from merge_cli.checkpoint import DType
 from merge_cli.kernels import PATTERNS, Array, compiled, narrow, widen
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.plan.outputs import Output
 from merge_cli.stream.nonfinite import output_error
 from merge_cli.stream.worker import Worker
 
@@ -39,22 +41,22 @@ def _suits(task: TensorTask) -> bool:
 class NumpyWorker(Worker):
     """Blocks are numpy arrays."""
 
-    def write(self, result: Array, task: TensorTask, start: int) -> None:
-        """Cast a result to the output dtype, check it, write it."""
-        dtype = task.place.dtype
+    def write(self, result: Array, task: TensorTask, start: int, outputs: Sequence[Output]) -> None:
+        """Cast a result to the dtype of outputs, check it, write it."""
+        dtype = outputs[0].layout.places[task.place.name].dtype
         nbytes = len(result) * dtype.itemsize
         numbers = np.ascontiguousarray(result, dtype=np.float32)
         wrong = narrow(numbers, dtype.torch_name, self._typed(self._raw_out[:nbytes], dtype))
         if wrong and not (task.copied is not None and self.plan.allow_nonfinite):
             raise output_error(self.plan, task, self.reader)
-        self.put(self._view_out[:nbytes], task.place, start)
+        self.put(self._view_out[:nbytes], task, start, outputs)
 
     def copy(self, task: TensorTask, start: int, count: int) -> None:
         """Write a run of a tensor that is copied."""
         source, place = task.copied, task.place
         assert source is not None
         if source.dtype is not place.dtype:
-            self.write(self._load_rows("copied", [source], start, count)[0], task, start)
+            self.write(self._load_rows("copied", [source], start, count)[0], task, start, self.plan.variants)
             return
         stored = self._read_rows([source], start, count)
         if source.dtype.is_float and not self.plan.allow_nonfinite:
@@ -63,10 +65,7 @@ class NumpyWorker(Worker):
                 rows[:] = stored
                 stored = rows
             self._note_nonfinite(widen(stored, source.dtype.torch_name, rows)[0], source)
-        self.put(self._view_in[: count * source.dtype.itemsize], place, start)
-
-    def write_precision(self, precision: Array, task: TensorTask, start: int) -> None:
-        """Do nothing: no method without torch gives one."""
+        self.put(self._view_in[: count * source.dtype.itemsize], task, start, self.plan.variants)
 
     def _raw(self, nbytes: int) -> tuple[NDArray[np.uint8], memoryview]:
         buffer = np.empty(nbytes, dtype=np.uint8)

@@ -10,7 +10,8 @@ from typing import Any
 from merge_cli.kernels import Array
 from merge_cli.methods.contract import Block, Extent, Masks, Measure, Need, Params
 from merge_cli.plan import MergePlan, TensorTask
-from merge_cli.stream.journal import Span
+from merge_cli.plan.outputs import Output
+from merge_cli.stream.journal import Span, Tally
 from merge_cli.stream.worker import Worker
 
 _BLOCKS_PER_RANGE = 16
@@ -47,15 +48,18 @@ def _cut(span: Span, step: int) -> list[Span]:
 class Chain:
     """The stages of a plan; stage ``len(steps)`` is the method.
 
+    What a step measures holds for all merged models, what the method measures for those of the same parameters, under
+    the name of the first of them.
+
     Attributes:
         plan: The plan.
-        whole: Measured over all tensors: stage -> value.
-        single: Measured over one tensor: (stage, tensor) -> value, as long as it is needed.
+        whole: Measured over all tensors: (stage, merged model) -> value.
+        single: Measured over one tensor: (stage, tensor, merged model) -> value, as long as it is needed.
     """
 
     plan: MergePlan
-    whole: dict[int, Any]
-    single: dict[tuple[int, str], Any]
+    whole: dict[tuple[int, str], Any]
+    single: dict[tuple[int, str, str], Any]
 
     @property
     def method_stage(self) -> int:
@@ -68,34 +72,64 @@ class Chain:
         over_all = [
             stage
             for stage in range(self.method_stage + 1)
-            if (measure := self.measure(stage)) is not None and measure.over is Extent.MODEL
+            for output in self.measured_for(stage)
+            if (measure := self.measure(stage, output)) is not None and measure.over is Extent.MODEL
         ]
         return over_all[-1] + 1 if over_all else 0
 
-    def measure(self, stage: int, task: TensorTask | None = None) -> Measure | None:
+    def measured_for(self, stage: int, task: TensorTask | None = None) -> list[Output]:
+        """Return the merged models for which a stage measures a tensor, or the whole model: one of each parameters."""
+        if stage < self.method_stage:
+            return [self.plan.variants[0]]
+        if task is None:
+            return [output for output in self.plan.variants if self._alike[output.name] == output.name]
+        return [output for output in self.plan.variants if self._same(task, output) is output]
+
+    def measure(self, stage: int, output: Output, task: TensorTask | None = None) -> Measure | None:
         """Return the measure of a stage for a tensor; without one, for the first that is merged."""
-        params = self.params(stage, task or next(iter(self.plan.merged), None))
+        params = self.params(stage, task or next(iter(self.plan.merged), None), output)
         if params is None:
             return None
         if stage < self.method_stage:
             return self.plan.prepared_by[stage][0].measure(params)
         return self.plan.method.measure(params)
 
-    def params(self, stage: int, task: TensorTask | None) -> Params | None:
-        """Return the parameters of a stage for a tensor."""
+    def params(self, stage: int, task: TensorTask | None, output: Output) -> Params | None:
+        """Return the parameters of a stage for a tensor of a merged model."""
         if stage < self.method_stage:
             return self.plan.steps[stage][1]
-        return task.params if task is not None else None
+        return output.params_of(task) if task is not None else None
 
-    def block(
-        self,
-        worker: Worker,
-        task: TensorTask,
-        start: int,
-        count: int,
-        stage: int,
-        needs: frozenset[Need],
-    ) -> Block:
+    def whole_model(self, stage: int, output: Output) -> Any:
+        """Return what a stage has measured over all tensors, None where nothing."""
+        return self.whole.get((stage, self._alike[output.name] if stage == self.method_stage else output.name))
+
+    def _measured(self, stage: int, task: TensorTask, output: Output) -> Any:
+        """Return what a stage has measured for a tensor, None where nothing."""
+        value = self.whole_model(stage, output)
+        if value is None and self.single:
+            first = self._same(task, output) if stage == self.method_stage else output
+            value = self.single.get((stage, task.place.name, first.name))
+        return value
+
+    def _same(self, task: TensorTask, output: Output) -> Output:
+        """Return the first merged model that has the same parameters for a tensor."""
+        params = output.params_of(task)
+        return next(each for each in self.plan.variants if each is output or each.params_of(task) is params)
+
+    @cached_property
+    def _alike(self) -> Mapping[str, str]:
+        """Merged model -> the first one that has the same parameters for every tensor."""
+        found: dict[tuple[int, ...], str] = {}
+        merged = self.plan.merged
+        return {
+            output.name: found.setdefault(tuple(id(output.params_of(task)) for task in merged), output.name)
+            for output in self.plan.variants
+        }
+
+    def inputs(
+        self, worker: Worker, task: TensorTask, start: int, count: int, stage: int, needs: frozenset[Need]
+    ) -> dict[Need, Array]:
         """Read a block and take it through the steps before ``stage``.
 
         Args:
@@ -113,15 +147,17 @@ class Chain:
         inputs = worker.load(task, start, count, wanted)
         if Need.DELTAS in wanted:
             for number, (step, params) in enumerate(steps):
-                block = self._made({Need.DELTAS: inputs[Need.DELTAS]}, worker, task, start, number)
+                deltas = {Need.DELTAS: inputs[Need.DELTAS]}
+                block = self.block(deltas, task, start, number, self.plan.variants[0], worker.tally)
                 inputs[Need.DELTAS] = step.apply(block, params)
         if Need.MODELS in needs and Need.MODELS not in inputs:
             inputs[Need.MODELS] = inputs[Need.DELTAS] + inputs[Need.BASE]
-        return self._made({need: inputs[need] for need in needs}, worker, task, start, stage)
+        return {need: inputs[need] for need in needs}
 
-    def _made(self, inputs: Mapping[Need, Array], worker: Worker, task: TensorTask, start: int, stage: int) -> Block:
-        name = task.place.name
-        masks = Masks(self.plan.recipe.seed, stage, name, len(task.models), start, task.place.numel)
-        value = self.whole.get(stage, self.single.get((stage, name)))
+    def block(
+        self, inputs: Mapping[Need, Array], task: TensorTask, start: int, stage: int, output: Output, tally: Tally
+    ) -> Block:
+        """Return a block of inputs as a stage sees it, for one merged model; ``tally`` takes what is counted."""
+        masks = Masks(self.plan.recipe.seed, stage, task.place.name, len(task.models), start, task.place.numel)
         posterior = tuple(prior is not None for prior in self.plan.posteriors)
-        return Block(inputs, masks, value, posterior, worker.tally.counts, worker.tally.sums)
+        return Block(inputs, masks, self._measured(stage, task, output), posterior, tally.counts, tally.sums)

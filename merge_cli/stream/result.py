@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from merge_cli.methods.contract import Diagnosis
-from merge_cli.stream.journal import Tally
+from merge_cli.plan.outputs import Output
+from merge_cli.stream.journal import Record, Tally
 from merge_cli.stream.pipeline import Chain
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What merging has told of one merged model.
+
+    Attributes:
+        counts: How often what the method counts occurred.
+        sums: Tensor -> what the method summed over it.
+        diagnosis: What the method makes of the sums.
+    """
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    sums: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    diagnosis: Diagnosis = field(default_factory=lambda: Diagnosis({}))
 
 
 @dataclass(frozen=True)
@@ -18,45 +33,66 @@ class StreamResult:
     """What happened on the way.
 
     Attributes:
-        counts: How often what the method counts occurred.
+        outcomes: Merged model -> what was told of it; as a rule there is one.
         device: What it ran on.
-        sums: Tensor -> what the method summed over it.
-        diagnosis: What the method makes of the sums.
         crowded: Whether the files would have taken too much of the memory, so that what was read was dropped.
     """
 
-    counts: dict[str, int]
+    outcomes: Mapping[str, Outcome]
     device: str
-    sums: dict[str, dict[str, float]]
-    diagnosis: Diagnosis
     crowded: bool
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What was counted in the first merged model."""
+        return self._first.counts
+
+    @property
+    def sums(self) -> Mapping[str, Mapping[str, float]]:
+        """What was summed over each tensor of the first merged model."""
+        return self._first.sums
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What the method makes of the sums of the first merged model."""
+        return self._first.diagnosis
+
+    @property
+    def _first(self) -> Outcome:
+        return next(iter(self.outcomes.values()))
 
 
 @dataclass
 class Totals:
-    """The tallies of all ranges."""
+    """The tallies of all ranges, for each merged model."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    _sums: dict[str, dict[str, array[float]]] = field(default_factory=dict)
+    _counts: dict[str, Counter[str]] = field(default_factory=dict)
+    _sums: dict[str, dict[str, Tally]] = field(default_factory=dict)
 
-    def add(self, tensor: str, tally: Tally) -> None:
+    def add(self, record: Record) -> None:
         """Take in what a range of a tensor has given."""
-        self.counts.update(tally.counts)
-        if tally.sums:
-            own = self._sums.setdefault(tensor, {})
-            for key, values in tally.sums.items():
-                own.setdefault(key, array("d")).extend(values)
+        for output, tally in record.tallies.items():
+            self._counts.setdefault(output, Counter()).update(tally.counts)
+            if tally.sums:
+                self._sums.setdefault(output, {}).setdefault(record.tensor, Tally()).update(tally)
 
-    def sums(self) -> dict[str, dict[str, float]]:
-        """Add up what was summed over each tensor, exactly, so that the order of ranges does not change it."""
-        return {name: {key: math.fsum(own[key]) for key in sorted(own)} for name, own in sorted(self._sums.items())}
+    def outcomes(self, chain: Chain) -> dict[str, Outcome]:
+        """Return what was counted and summed, and what the method makes of it."""
+        return {output.name: self._outcome(chain, output) for output in chain.plan.variants}
+
+    def _outcome(self, chain: Chain, output: Output) -> Outcome:
+        counts = dict(sorted(self._counts.get(output.name, {}).items()))
+        tallies = sorted(self._sums.get(output.name, {}).items())
+        # Exactly, so that the order of ranges does not change it.
+        sums = {name: {key: math.fsum(each.sums[key]) for key in sorted(each.sums)} for name, each in tallies}
+        return Outcome(counts, sums, _diagnosis(chain, output, sums))
 
 
-def diagnosis(chain: Chain, sums: Mapping[str, Mapping[str, float]]) -> Diagnosis:
+def _diagnosis(chain: Chain, output: Output, sums: Mapping[str, Mapping[str, float]]) -> Diagnosis:
     """Return what the method makes of its sums and of what it measured over the model."""
     first = next(iter(chain.plan.merged), None)
     if first is None:
         return Diagnosis({})
     keys = dict.fromkeys(key for each in sums.values() for key in each)
     totals = {key: math.fsum(each.get(key, 0.0) for each in sums.values()) for key in keys}
-    return chain.plan.method.diagnose(totals, chain.whole.get(chain.method_stage), first.params)
+    return chain.plan.method.diagnose(totals, chain.whole_model(chain.method_stage, output), output.params_of(first))

@@ -12,7 +12,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from merge_cli.checkpoint import Files, Layout, ShardWriter, StoredTensor
+from merge_cli.checkpoint import Files, ShardWriter, StoredTensor
 from merge_cli.checkpoint.os_errors import writing
 from merge_cli.errors import CheckpointError, RecipeError, ResourceError, VerificationError
 from merge_cli.plan import MergePlan
@@ -36,15 +36,13 @@ def decisions(plan: MergePlan, tool: str) -> dict[str, Any]:
     return {**programs, "--allow-nonfinite": plan.allow_nonfinite, **plan.decisions}
 
 
-def find_past(
-    folder: Path, wanted: Mapping[str, Any], layouts: Mapping[Path, Layout | None], files: Files
-) -> Past | None:
+def find_past(folder: Path, wanted: Mapping[str, Any], plan: MergePlan, files: Files) -> Past | None:
     """Return what an earlier run of the same merge has left; None where there is nothing to go on from.
 
     Args:
         folder: Where its journal lies.
         wanted: The :func:`decisions` of this run.
-        layouts: Folder -> the shards that should be there.
+        plan: What is to be done.
         files: The system calls to use.
 
     Raises:
@@ -55,7 +53,7 @@ def find_past(
         return None
     check_same(past, wanted, folder)
     with writing(folder):
-        shards = [(root / each.file, each.size) for root, layout in layouts.items() if layout for each in layout.shards]
+        shards = [(folder / name, shard.size) for output in plan.outputs for name, shard in output.shards]
         wrong = [path for path, size in shards if not path.is_file() or path.stat().st_size != size]
     if wrong:
         raise RecipeError(
@@ -65,24 +63,27 @@ def find_past(
     return past
 
 
-def sound_past(past: Past, plan: MergePlan, writer: ShardWriter, precision_writer: ShardWriter | None) -> Past:
+def sound_past(past: Past, plan: MergePlan, writers: Mapping[str, ShardWriter]) -> Past:
     """Return of what an earlier run has left what the disk still holds as it was written; the rest is merged again.
 
     Bytes can change between a stop and the next run: by a bad disk, by another program, by a file system that lost
-    blocks and did not say so. So every finished range is read back and held against its checksum.
+    blocks and did not say so. So every finished range is read back and held against its checksum, in every output.
+
+    Args:
+        past: What an earlier run has left.
+        plan: What is to be done.
+        writers: Output -> what reads it back.
 
     Raises:
         ResourceError: If the system does not give back what was written.
     """
-    places = [(plan.layout.places, writer)]
-    if plan.precision is not None and precision_writer is not None:
-        places.append((plan.precision.places, precision_writer))
 
     def is_sound(record: Record) -> bool:
-        held = zip(places, record.checksums, strict=False)
         return _fits(record, plan.layout.places) and all(
-            record.tensor not in names or _checksum(names[record.tensor], record, sink) == expected
-            for (names, sink), expected in held
+            _checksum(output.layout.places[record.tensor], record, writers[output.name])
+            == record.checksums.get(output.name)
+            for output in plan.outputs
+            if record.tensor in output.layout.places
         )
 
     # Reading and summing both leave the interpreter's lock.
@@ -125,9 +126,11 @@ def can_go_on(error: BaseException, folder: Path, files: Files) -> bool:
 
 
 def bytes_of(records: Iterable[Record], plan: MergePlan) -> int:
-    """Return how many bytes of the output ranges take, of tensors that it has."""
+    """Return how many bytes of all merged models ranges take, of tensors that they have."""
     places = plan.layout.places
-    return sum(each.count * places[each.tensor].dtype.itemsize for each in records if each.tensor in places)
+    return len(plan.variants) * sum(
+        each.count * places[each.tensor].dtype.itemsize for each in records if each.tensor in places
+    )
 
 
 def check_same(past: Past, decisions: Mapping[str, Any], folder: Path) -> None:

@@ -13,6 +13,7 @@ from merge_cli.checkpoint import DType, StoredTensor, to_torch
 from merge_cli.errors import CheckpointError
 from merge_cli.methods.contract import Need
 from merge_cli.plan import TensorTask
+from merge_cli.plan.outputs import Output
 from merge_cli.stream.nonfinite import output_error
 from merge_cli.stream.worker import Worker
 
@@ -66,16 +67,16 @@ class TorchWorker(Worker):
     def copy(self, task: TensorTask, start: int, count: int) -> None:
         """Write a run of a tensor that is copied."""
         assert task.copied is not None
-        self.write(self._read_rows([task.copied], start, count)[0], task, start)
+        self.write(self._read_rows([task.copied], start, count)[0], task, start, self.plan.variants)
 
-    def write(self, result: Tensor, task: TensorTask, start: int) -> None:
-        """Cast a result to the output dtype, check it, write it.
+    def write(self, result: Tensor, task: TensorTask, start: int, outputs: Sequence[Output]) -> None:
+        """Cast a result to the dtype of outputs, check it, write it.
 
         Raises:
             CheckpointError: If it is copied, and not finite where it comes from.
             VerificationError: If it is not finite.
         """
-        place = task.place
+        place = outputs[0].layout.places[task.place.name]
         nbytes = result.numel() * place.dtype.itemsize
         out = self._raw_out[:nbytes].view(to_torch(place.dtype))
         out.copy_(result.reshape(-1))
@@ -84,14 +85,7 @@ class TorchWorker(Worker):
             if task.copied is not None:
                 self._note_nonfinite(int((~result.to(torch.float64).isfinite()).sum()), task.copied)
             raise output_error(self.plan, task, self.reader)
-        self.put(self._view_out[:nbytes], place, start)
-
-    def write_precision(self, precision: Tensor, task: TensorTask, start: int) -> None:
-        """Write a run of the posterior precision."""
-        if self.plan.precision is not None:
-            row = precision.to("cpu", torch.float32).contiguous()
-            place = self.plan.precision.places[task.place.name]
-            self.put_precision(memoryview(row.numpy()).cast("B"), place, start)  # type: ignore[arg-type]
+        self.put(self._view_out[:nbytes], task, start, outputs)
 
     def _raw(self, nbytes: int) -> tuple[Tensor, memoryview]:
         """Return a buffer of bytes, pinned where a GPU copies from it, and a view of it."""

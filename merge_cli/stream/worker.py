@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from merge_cli.checkpoint import DType, Reader, StoredTensor
-from merge_cli.kernels import Array, higher, lower, widen
+from merge_cli.kernels import Array, lower, widen
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.buffers import is_variance
+from merge_cli.plan.outputs import Output
 from merge_cli.stream.checksums import checksum
-from merge_cli.stream.journal import Span, Tally
+from merge_cli.stream.journal import Record, Span, Tally
 from merge_cli.stream.nonfinite import input_error
 
 _WIDEST = 8
@@ -22,7 +23,7 @@ _READ_AHEAD = 2**16
 
 
 class Sink(Protocol):
-    """Where results go: :class:`~merge_cli.checkpoint.ShardWriter`, or nowhere."""
+    """Where results go: :class:`~merge_cli.checkpoint.ShardWriter`, or what compares them."""
 
     def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
         """Take the bytes of a tensor from element ``start``."""
@@ -31,32 +32,22 @@ class Sink(Protocol):
         """Close what is open."""
 
 
-class Discard:
-    """Takes results and keeps nothing, for runs that only measure."""
-
-    def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 @dataclass
 class Worker(abc.ABC):
     """Reads blocks into buffers that are reused, and writes results.
 
-    What :meth:`load` returns is overwritten by the next call. ``tally`` is that of the range under way, ``checksums``
-    are those of what was written of it: of the output and of the posterior precision.
+    What :meth:`load` returns is overwritten by the next call. ``tally`` is what was counted in the range under way for
+    all merged models alike, ``tallies`` what for one alone; ``checksums`` are those of what was written of it.
     """
 
     plan: MergePlan
     reader: Reader
-    writer: Sink
+    sinks: Mapping[str, Sink]
     device: str
-    precision_writer: Sink | None = None
     drops: bool = False
     tally: Tally = field(default_factory=Tally)
-    checksums: tuple[int, int] = (0, 0)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    checksums: dict[str, int] = field(default_factory=dict)
     _rows: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,24 +59,29 @@ class Worker(abc.ABC):
 
     def close(self) -> None:
         """Close the sinks, so that what a system only then says of what was written is heard."""
-        for sink in (self.writer, self.precision_writer):
-            if sink is not None:
-                sink.close()
+        for sink in self.sinks.values():
+            sink.close()
 
     def begin(self) -> None:
         """Count and sum from nothing on, for a range that begins; what measures have counted is not counted twice."""
-        self.tally, self.checksums = Tally(), (0, 0)
+        self.tally, self.tallies, self.checksums = Tally(), {}, {}
 
-    def put(self, view: memoryview, place: StoredTensor, start: int) -> None:
-        """Write bytes of the output, in the order of a range's blocks."""
-        self.checksums = (checksum(view, self.checksums[0]), self.checksums[1])
-        self.writer.write(view, place, start)
+    def tally_of(self, output: Output) -> Tally:
+        """Return what takes what is counted for one merged model."""
+        return self.tallies.setdefault(output.name, Tally())
 
-    def put_precision(self, view: memoryview, place: StoredTensor, start: int) -> None:
-        """Write bytes of the posterior precision, in the order of a range's blocks."""
-        if self.precision_writer is not None:
-            self.checksums = (self.checksums[0], checksum(view, self.checksums[1]))
-            self.precision_writer.write(view, place, start)
+    def record(self, task: TensorTask, span: Span) -> Record:
+        """Return what is to be noted of a range that is done."""
+        for output in self.plan.variants:
+            self.tally_of(output).update(self.tally)
+        return Record(task.place.name, *span, self.tallies, self.checksums)
+
+    def put(self, view: memoryview, task: TensorTask, start: int, outputs: Iterable[Output]) -> None:
+        """Write bytes of a tensor to outputs, in the order of a range's blocks."""
+        for output in outputs:
+            if output.name in self.sinks:
+                self.checksums[output.name] = checksum(view, self.checksums.get(output.name, 0))
+                self.sinks[output.name].write(view, output.layout.places[task.place.name], start)
 
     def expect(self, task: TensorTask, span: Span) -> None:
         """Have the system read ahead what is needed for a range; of a small one it does anyway."""
@@ -167,25 +163,25 @@ class Worker(abc.ABC):
             raise input_error(self.plan, tensor, self.reader)
         self.tally.counts["nonfinite"] += wrong
 
-    def bounded(self, result: Array, task: TensorTask, start: int) -> Array:
-        """Return what was merged of a tensor; variances are raised to the smallest of the base's and the models'.
+    def least(self, task: TensorTask, start: int, count: int) -> Array | None:
+        """Return what a run of variances is raised to: the smallest of the base's and the models'; None for all else.
 
         A sum of task vectors may take a variance below zero, whose root is no number, or so close to it that all
         activations explode. Between the inputs nothing is changed.
         """
         if not is_variance(task.place.name):
-            return result
+            return None
         lowest = None
         for tensor in (task.base, *task.models):
             if tensor is not None:
-                row = self._load_rows("copied", [tensor], start, len(result))[0]
+                row = self._load_rows("copied", [tensor], start, count)[0]
                 # Added to zero, because the next row takes the place of this one.
                 lowest = row + 0 if lowest is None else lower(lowest, row)
-        return result if lowest is None else higher(result, lowest)
+        return lowest
 
     @abc.abstractmethod
-    def write(self, result: Array, task: TensorTask, start: int) -> None:
-        """Cast a result to the output dtype, check it, write it.
+    def write(self, result: Array, task: TensorTask, start: int, outputs: Sequence[Output]) -> None:
+        """Cast a result to the dtype of outputs, which is the same in all of them, check it, write it.
 
         Raises:
             VerificationError: If it is not finite.
@@ -193,16 +189,12 @@ class Worker(abc.ABC):
 
     @abc.abstractmethod
     def copy(self, task: TensorTask, start: int, count: int) -> None:
-        """Write a run of a tensor that is copied.
+        """Write a run of a tensor that is copied to every merged model.
 
         Raises:
             CheckpointError: If it is not finite where it comes from.
             VerificationError: If it is not finite in the output's dtype.
         """
-
-    @abc.abstractmethod
-    def write_precision(self, precision: Array, task: TensorTask, start: int) -> None:
-        """Write a run of the posterior precision."""
 
     @abc.abstractmethod
     def _raw(self, nbytes: int) -> tuple[Any, memoryview]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import secrets
@@ -17,7 +18,7 @@ from merge_cli.errors import CheckpointError, MergeError, RecipeError
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.recipe import Origin, Recipe, parse_recipe
 from merge_cli.report import Verification, digests_beside
-from merge_cli.report.manifest import MANIFEST_FILE, PRECISION_FOLDER
+from merge_cli.report.manifest import MANIFEST_FILE
 from merge_cli.stream import Listener, Span, check_fishers, stream
 from merge_cli.text import listed
 from merge_cli.verification.inputs import blame_inputs, compare_inputs, input_notes
@@ -91,22 +92,21 @@ def replayed(
     seed = None if replay.count is None else replay.seed if replay.seed is not None else secrets.randbelow(2**32)
     names = [task.place.name for task in plan.tasks]
     chosen = set(names) if seed is None else _chosen(names, replay.count or 0, seed)
-    sink = _Comparing(checkpoint, reader)
     done: dict[str, list[Span]] = {
         task.place.name: [(0, task.place.numel)] for task in plan.tasks if task.place.name not in chosen
     }
     files = [file for each in plan.inputs for file in each.files]
-    with Reader(files) as inputs:
+    with contextlib.ExitStack() as stack:
+        sinks = dict(_sinks(plan, checkpoint, reader, stack))
+        inputs = stack.enter_context(Reader(files))
         check_fishers(plan, inputs)
-        precision = _precision(plan, checkpoint)
-        if precision is None:
-            stream(plan, sink, inputs, listener, done=done)
-            different = sink.different
-        else:
-            with Reader(precision.files) as second:
-                other = _Comparing(precision, second)
-                stream(plan, sink, inputs, listener, precision_writer=other, done=done)
-            different = {f"{PRECISION_FOLDER}/{name}": what for name, what in other.different.items()} | sink.different
+        stream(plan, sinks, inputs, listener, done=done)
+    different = {
+        output.within(name): what
+        for output in plan.outputs
+        if output.name in sinks
+        for name, what in sinks[output.name].different.items()
+    }
     extra = sorted(checkpoint.tensors.keys() - set(names))
     sources = compare_inputs(made, plan)
     if different or extra:
@@ -115,7 +115,9 @@ def replayed(
     problems = [f"'{name}' {what}, when it is computed again" for name, what in sorted(different.items())]
     problems += [f"{listed(extra)}: not in the recipe's output"] if extra else []
     problems += _other_files(plan, checkpoint.root, Files())
-    good = tuple(name for name in names if name in chosen and name not in sink.different)
+    good = tuple(
+        name for name in names if name in chosen and not any(name in sink.different for sink in sinks.values())
+    )
     return replace(found, replayed=good, seed=seed, problems=(*found.problems, *problems), notes=notes)
 
 
@@ -167,9 +169,17 @@ def _recipe(made: Manifest, origin: Origin) -> Recipe:
         raise RecipeError(f"{origin.name}: {first_finding(error)}") from error
 
 
-def _precision(plan: MergePlan, checkpoint: Checkpoint) -> Checkpoint | None:
-    folder = checkpoint.root / PRECISION_FOLDER
-    return open_checkpoint(folder) if plan.precision is not None and folder.is_dir() else None
+def _sinks(
+    plan: MergePlan, checkpoint: Checkpoint, reader: Reader, stack: contextlib.ExitStack
+) -> Iterator[tuple[str, _Comparing]]:
+    """Yield each output that is there with what compares it."""
+    for output in plan.outputs:
+        folder = checkpoint.root / output.folder
+        if not output.folder:
+            yield output.name, _Comparing(checkpoint, reader)
+        elif folder.is_dir():
+            other = open_checkpoint(folder)
+            yield output.name, _Comparing(other, stack.enter_context(Reader(other.files)))
 
 
 def _changes(made: Manifest, plan: MergePlan) -> Iterator[str]:

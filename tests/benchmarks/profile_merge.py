@@ -66,7 +66,7 @@ SEAMS = (
     ("merge_cli.checkpoint.files", "Files.pread", "read"),
     ("merge_cli.checkpoint.files", "Files.pwrite", "write"),
     ("merge_cli.checkpoint.files", "Files.reserve", "write"),
-    ("merge_cli.stream.digests", "RunningDigests._advance", "hash"),
+    ("merge_cli.stream.digests", "_advance", "hash"),
     ("merge_cli.checkpoint.files", "Files.sync", "write"),
     ("merge_cli.stream.journal", "Journal.record", "journal"),
     ("merge_cli.run", "examine", "look"),
@@ -75,7 +75,7 @@ SEAMS = (
     ("threading", "Thread.run", "rest"),
 )
 # What a worker does around a method.
-CONVERTING = ("load", "copy", "write", "write_precision")
+CONVERTING = ("load", "copy", "write")
 
 
 @dataclass

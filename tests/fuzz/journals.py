@@ -70,10 +70,10 @@ def attempt(chance: Random, folder: Path) -> bool:
     if chance.random() < 0.3:
         first = break_tree(first, chance, times=1)
     broken = break_tree(rest, chance, times=chance.randrange(4))
-    sums = [line[4] for line in broken if isinstance(line, list) and len(line) == 6] if isinstance(broken, list) else []
-    for each in sums if chance.random() < 0.3 else ():
-        if isinstance(each, dict):
-            each[chance.choice(_SUMS)] = chance.choice(_ODD)
+    lines = broken if isinstance(broken, list) else []
+    for line in lines if chance.random() < 0.3 else ():
+        with contextlib.suppress(TypeError, KeyError, IndexError):
+            line[3]["merged"][1][chance.choice(_SUMS)] = chance.choice(_ODD)
     content = b"".join(_line(line) for line in (first, *(broken if isinstance(broken, list) else [broken])))
     if chance.random() < 0.2:
         content = break_bytes(content, chance, times=chance.randrange(1, 3))

@@ -184,7 +184,7 @@ def test_a_method_emits_a_precision_for_every_element_if_it_says_so_and_nothing_
     tensors = smooth_tensors(5, n, {"first": 50, "second": 7})
     for params in typical_params(method.params, n):
         for name, emitted in run(method, params, tensors).emitted.items():
-            assert emitted.keys() == ({"precision"} if method.gives_precision else set())
+            assert emitted.keys() == set(method.emits)
             assert all(values.shape == tensors[name][Need.BASE].shape for values in emitted.values())
             assert all(bool((values > 0).all()) for values in emitted.values())
 

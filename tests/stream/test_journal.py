@@ -19,7 +19,7 @@ DECISIONS = {"method": "ties 1", "seed": 3, "input": {"base (./base, model.safet
 
 
 def record(tensor: str, start: int, count: int = 10) -> Record:
-    return Record(tensor, start, count, Tally(), (0, 0))
+    return Record(tensor, start, count, {}, {})
 
 
 def line(content: Any) -> bytes:
@@ -29,7 +29,7 @@ def line(content: Any) -> bytes:
 
 
 def first(*, of: str | None = None) -> bytes:
-    return line({"format": 2, "boot": boot() if of is None else of, "decisions": DECISIONS})
+    return line({"format": 3, "boot": boot() if of is None else of, "decisions": DECISIONS})
 
 
 def written(folder: Path, *lines: bytes) -> Path:
@@ -56,77 +56,91 @@ def test_what_was_noted_is_read_back_with_every_bit_of_its_sums(tmp_path: Path) 
 
     sums = array("d", [0.1, 1e-310, -0.0, 1 / 3])
     journal(
-        tmp_path / ".journal", [Record("w", 5, 7, Tally(Counter(clipped=2), {"pull": sums}), (4294967295, 7))]
+        tmp_path / ".journal",
+        [Record("w", 5, 7, {"merged": Tally(Counter(clipped=2), {"pull": sums})}, {"merged": 4294967295, "more": 7})],
     ).close()
     past = read_journal(tmp_path / ".journal")
     assert past is not None
     assert past.decisions == DECISIONS
     (found,) = past.records
     assert (found.tensor, found.start, found.count) == ("w", 5, 7)
-    assert found.checksums == (4294967295, 7)
-    assert found.tally.counts == {"clipped": 2}
-    assert found.tally.sums["pull"].tobytes() == sums.tobytes()
+    assert found.checksums == {"merged": 4294967295, "more": 7}
+    assert found.tallies["merged"].counts == {"clipped": 2}
+    assert found.tallies["merged"].sums["pull"].tobytes() == sums.tobytes()
 
 
 def test_no_journal_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     assert read_journal(tmp_path / ".journal") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"nonsense", b"00000000 {}\n", line([1, 2]), line({"format": 99})])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"nonsense",
+        b"00000000 {}\n",
+        line([1, 2]),
+        line({"format": 99}),
+        line({"format": 2, "decisions": {}}),
+    ],
+)
 def test_a_journal_without_a_sound_first_line_says_nothing(tmp_path: Path, content: bytes) -> None:
     assert read_journal(written(tmp_path, content)) is None
 
 
 def test_a_last_line_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
-    whole = line(["w", 10, 10, {}, {}, [0, 0]])
+    whole = line(["w", 10, 10, {}, {}])
     for kept in range(len(whole) - 1):
-        assert noted(written(tmp_path, first(), line(["w", 0, 10, {}, {}, [0, 0]]), whole[:kept])) == [("w", 0, 10)]
+        assert noted(written(tmp_path, first(), line(["w", 0, 10, {}, {}]), whole[:kept])) == [("w", 0, 10)]
     # Only the end of the line is missing: all of the record is there.
     assert noted(written(tmp_path, first(), whole[:-1])) == [("w", 10, 10)]
 
 
 def test_nothing_behind_a_damaged_line_counts(tmp_path: Path) -> None:
-    damaged = bytearray(line(["w", 10, 10, {}, {}, [0, 0]]))
+    damaged = bytearray(line(["w", 10, 10, {}, {}]))
     damaged[12] ^= 1
-    path = written(
-        tmp_path, first(), line(["w", 0, 10, {}, {}, [0, 0]]), bytes(damaged), line(["w", 20, 10, {}, {}, [0, 0]])
-    )
+    path = written(tmp_path, first(), line(["w", 0, 10, {}, {}]), bytes(damaged), line(["w", 20, 10, {}, {}]))
     assert noted(path) == [("w", 0, 10)]
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        ["w", 10, 10, {}, {}],
-        ["w", -1, 10, {}, {}, [0, 0]],
-        ["w", 10, True, {}, {}, [0, 0]],
-        ["w", 10, 10, [1], {}, [0, 0]],
-        ["w", 10, 10, {"clipped": "x"}, {}, [0, 0]],
-        ["w", 10, 10, {}, {"pull": ["x"]}, [0, 0]],
-        ["w", 10, 10, {}, {}, [0]],
-        [7, 10, 10, {}, {}, [0, 0]],
-        ["w", 2**70, 10, {}, {}, [0, 0]],
+        ["w", 10, 10, {}],
+        ["w", -1, 10, {}, {}],
+        ["w", 10, True, {}, {}],
+        ["w", 10, 10, {"merged": [[1], {}]}, {}],
+        ["w", 10, 10, {"merged": [{"clipped": "x"}, {}]}, {}],
+        ["w", 10, 10, {"merged": [{}, {"pull": ["x"]}]}, {}],
+        ["w", 10, 10, {"merged": [{}]}, {}],
+        ["w", 10, 10, {"merged": {}}, {}],
+        ["w", 10, 10, {"merged": 7}, {}],
+        ["w", 10, 10, [], {}],
+        ["w", 10, 10, {}, {"merged": "x"}],
+        ["w", 10, 10, {}, {"merged": -1}],
+        ["w", 10, 10, {}, [0]],
+        [7, 10, 10, {}, {}],
+        ["w", 2**70, 10, {}, {}],
         {"synced": 99},
         {"synced": "1"},
         {},
         7,
         None,
         "w",
-        pytest.param(["w", 0, 10, {}, {"x": [10**400]}, [0, 0]], id="a sum that no float holds"),
-        pytest.param(["w", 0, 10, {}, {"x": [1e308, 1e308]}, [0, 0]], id="sums that add up to no number"),
-        pytest.param(["w", 0, 10, {}, {"x": [float("nan")]}, [0, 0]], id="a sum that is no number"),
+        pytest.param(["w", 0, 10, {"merged": [{}, {"x": [10**400]}]}, {}], id="a sum that no float holds"),
+        pytest.param(["w", 0, 10, {"merged": [{}, {"x": [1e308, 1e308]}]}, {}], id="sums that add up to no number"),
+        pytest.param(["w", 0, 10, {"merged": [{}, {"x": [float("nan")]}]}, {}], id="a sum that is no number"),
     ],
 )
 def test_nothing_counts_behind_a_line_that_is_none_though_its_checksum_is_right(tmp_path: Path, content: Any) -> None:
-    whole = line(["w", 0, 10, {}, {}, [0, 0]])
-    assert noted(written(tmp_path, first(), whole, line(content), line(["w", 20, 10, {}, {}, [0, 0]]))) == [
-        ("w", 0, 10)
-    ]
+    whole = line(["w", 0, 10, {}, {}])
+    assert noted(written(tmp_path, first(), whole, line(content), line(["w", 20, 10, {}, {}]))) == [("w", 0, 10)]
 
 
 @pytest.mark.parametrize("before", ["another boot of the machine", ""])
 def test_after_another_boot_only_what_was_synced_counts(tmp_path: Path, before: str) -> None:
-    lines = [line(["w", start, 10, {}, {}, [0, 0]]) for start in (0, 10, 20, 30)]
+    lines = [line(["w", start, 10, {}, {}]) for start in (0, 10, 20, 30)]
     path = written(tmp_path, first(of=before), lines[0], lines[1], lines[2], line({"synced": 2}), lines[3])
     assert noted(path) == [("w", 0, 10), ("w", 10, 10)]
     assert noted(written(tmp_path, first(of=before), *lines)) == []

@@ -166,7 +166,7 @@ class Block:
         self.sums.setdefault(what, array("d")).extend(grain_sums(values[None])[0].tolist())
 
     def emit(self, what: str, values: Array) -> None:
-        """Give a second result of shape ``(numel,)``; it is written where the recipe asks for it."""
+        """Give a second result of shape ``(numel,)``; it is written where the plan has an output for it."""
         self.emitted[what] = values
 
     def _input(self, need: Need) -> Array:

@@ -75,7 +75,7 @@ class Method:
         diagnose: ``(sums, measured, params) -> Diagnosis``: reads what :meth:`Block.add` summed, what the method's
             measure over the model found, and the parameters of one tensor.
         counts: What :meth:`Block.count` counts -> what became of so many elements, to be read behind their number.
-        gives_precision: Whether it emits the merged model's posterior precision under ``precision``.
+        emits: Names of what else it gives, to :meth:`Block.emit`; each may be written as an output of its own.
         numpy: Whether merge and measure also take numpy arrays, so that torch need not be imported for them: they use
             operators and :mod:`merge_cli.kernels` only, see :mod:`merge_cli.kernels.arrays`.
         version: Raised whenever results change, so that no interrupted merge continues under another definition.
@@ -95,7 +95,7 @@ class Method:
     caution: Callable[[Any], str] = _usual
     diagnose: Callable[[Mapping[str, float], Any, Any], Diagnosis] = _nothing
     counts: Mapping[str, str] = field(default_factory=dict)
-    gives_precision: bool = False
+    emits: tuple[str, ...] = ()
     numpy: bool = False
     version: int = 1
 
