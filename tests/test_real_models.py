@@ -1119,6 +1119,36 @@ def test_float8_numbers_that_need_scales_are_refused(bert: Trained, tmp_path: Pa
     assert "weight_scale_inv" in message
 
 
+def test_float8_numbers_with_scales_are_merged_as_what_they_stand_for(bert: Trained, tmp_path: Path) -> None:
+    said = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
+    real = {}
+    for model, tensors in zip(("base", "ft1", "ft2"), [bert.base, *bert.models], strict=True):
+        real[model] = dict(tensors)
+        stored = {}
+        for name, tensor in tensors.items():
+            if tensor.dim() < 2:
+                stored[name] = tensor.bfloat16()
+                real[model][name] = stored[name].float()
+                continue
+            # A power of two for each tile, so that products are exact whoever multiplies.
+            grid = [-(-size // 16) for size in tensor.shape]
+            scales = 2.0 ** -(torch.arange(grid[0] * grid[1]) % 5).float().reshape(grid)
+            wide = scales.repeat_interleave(16, 0).repeat_interleave(16, 1)[: tensor.shape[0], : tensor.shape[1]]
+            stored[name] = (tensor / wide).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale_inv"] = scales
+            real[model][name] = stored[name].float() * wide
+        save_file(stored, bert.folder / model / "model.safetensors")
+        config = bert.folder / model / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": said}))
+    merged(bert.folder, ADD_BOTH, tmp_path / "narrow")
+    config = json.loads((tmp_path / "narrow/config.json").read_text())
+    assert "quantization_config" not in config
+    assert assert_works(tmp_path / "narrow", dtype="auto").dtype == torch.bfloat16
+    merged(bert.folder, f"{ADD_BOTH}out_dtype: float32\n", tmp_path / "wide")
+    numbers = list(real.values())
+    assert_holds(tmp_path / "wide", added(Trained(bert.folder, numbers[0], numbers[1:])), numbers)
+
+
 # --- the output as files ----------------------------------------------------------------------------------------------
 
 

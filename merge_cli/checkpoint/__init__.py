@@ -1,13 +1,15 @@
 """Bytes to and from disk: knows no method and no recipe."""
 
+from merge_cli.checkpoint.checkpoint import Checkpoint
 from merge_cli.checkpoint.dtypes import DType, parse_float_dtype, to_torch
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.fingerprint import model_identity
-from merge_cli.checkpoint.header import FileIdentity, StoredTensor
+from merge_cli.checkpoint.header import FileIdentity
 from merge_cli.checkpoint.layout import Layout, lay_out
-from merge_cli.checkpoint.open import Checkpoint, open_checkpoint
+from merge_cli.checkpoint.open import open_checkpoint
 from merge_cli.checkpoint.reader import Reader
 from merge_cli.checkpoint.resolve import SIDE_PATTERNS, locate
+from merge_cli.checkpoint.sources import Source, StoredTensor
 from merge_cli.checkpoint.staging import Staging, check_apart, check_replaceable
 from merge_cli.checkpoint.views import renamed
 from merge_cli.checkpoint.writer import ShardWriter
@@ -21,6 +23,7 @@ __all__ = [
     "Layout",
     "Reader",
     "ShardWriter",
+    "Source",
     "Staging",
     "StoredTensor",
     "check_apart",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from merge_cli.checkpoint.open import Checkpoint
+from merge_cli.checkpoint.checkpoint import Checkpoint
 from merge_cli.checkpoint.reader import Reader
 
 # Bytes read at the start, in the middle and at the end of each tensor.
@@ -23,11 +23,10 @@ def model_identity(checkpoint: Checkpoint, reader: Reader | None = None) -> str:
             return model_identity(checkpoint, own)
     digest = hashlib.blake2b(digest_size=16)
     # By the names that its files have, whatever a merge calls them.
-    for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name):
+    stored = (leaf for source in checkpoint.tensors.values() for leaf in source.leaves)
+    for tensor in sorted(stored, key=lambda tensor: tensor.name):
         digest.update(f"{tensor.name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
         count = min(tensor.numel, _SAMPLE_BYTES // tensor.dtype.itemsize)
         for start in sorted({0, (tensor.numel - count) // 2, tensor.numel - count}):
-            sample = bytearray(count * tensor.dtype.itemsize)
-            reader.read_into(memoryview(sample), tensor, start)
-            digest.update(sample)
+            digest.update(reader.read_bytes(tensor, start, count))
     return digest.hexdigest()

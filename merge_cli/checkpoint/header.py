@@ -19,6 +19,7 @@ from merge_cli.checkpoint.dtypes import DType
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.os_errors import reading
 from merge_cli.checkpoint.samples import sample_digest
+from merge_cli.checkpoint.sources import StoredTensor
 from merge_cli.errors import CheckpointError
 
 # The limit that the format's own library sets.
@@ -28,27 +29,6 @@ _LFS_POINTER = b"version "
 _MOST_NAME_LENGTH = 1000
 # Numbers of block formats and their shared exponents, which mean nothing by themselves.
 _BLOCK_DTYPES = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor's bytes are: ``numel`` elements of ``dtype`` in C order, ``offset`` bytes into ``file``."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-
-    @property
-    def numel(self) -> int:
-        """Number of elements; 1 for a scalar."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.numel * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ configuration names; otherwise it is some numbered list of modules, such as a cl
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +54,50 @@ def layer_positions(names: Iterable[str], config: Mapping[str, Any]) -> dict[str
         config: The model's configuration; where it names no number of layers that fits, every stack counts.
     """
     found = {name: layer for name in names if (layer := split_layer(name)) is not None}
+    stacks = layer_stacks(found, config)
+    return {name: _position(each.number, stacks[each.stack]) for name, each in found.items() if each.stack in stacks}
+
+
+def layer_stacks(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, int]:
+    """Return each stack of layers with its height; see :func:`layer_positions` for the arguments."""
     layers: dict[str, set[int]] = {}
-    for layer in found.values():
-        layers.setdefault(layer.stack, set()).add(layer.number)
+    for name in names:
+        layer = split_layer(name)
+        if layer is not None:
+            layers.setdefault(layer.stack, set()).add(layer.number)
     heights = {stack: max(numbers) + 1 for stack, numbers in layers.items()}
     named = _layer_counts(config)
     stacks = {stack for stack, height in heights.items() if height == len(layers[stack]) and height in named}
-    stacks = stacks or set(heights)
-    return {name: _position(each.number, heights[each.stack]) for name, each in found.items() if each.stack in stacks}
+    return {stack: height for stack, height in heights.items() if stack in stacks or not stacks}
+
+
+def with_layers(config: Mapping[str, Any], kept: Sequence[tuple[Any, int]], height: int) -> dict[str, Any]:
+    """Return a configuration for a model of other layers.
+
+    Args:
+        config: That of a model of ``height`` layers.
+        kept: For each layer of the new model, in order, the configuration and the number that it had.
+        height: The layers of the model that the configuration is of.
+
+    Returns:
+        The configuration with the new number of layers, and with what it lists of each layer (``layer_types``) in the
+        new order.
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        others = [each.get(key) if isinstance(each, Mapping) else None for each, _ in kept]
+        if key in _LAYER_KEYS and value == height:
+            found[key] = len(kept)
+        elif isinstance(value, dict) and all(isinstance(each, dict) for each in others):
+            parts = [(each, number) for each, (_, number) in zip(others, kept, strict=True)]
+            found[key] = with_layers(value, parts, height)
+        elif "layer" in key and isinstance(value, list) and len(value) == height:
+            lists = [(each, number) for each, (_, number) in zip(others, kept, strict=True)]
+            whole = all(isinstance(each, list) and number < len(each) for each, number in lists)
+            found[key] = [each[number] for each, number in lists if isinstance(each, list)] if whole else value
+        else:
+            found[key] = value
+    return found
 
 
 def _position(layer: int, layers: int) -> float:

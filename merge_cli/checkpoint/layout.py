@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from merge_cli.checkpoint.dtypes import DType
-from merge_cli.checkpoint.header import StoredTensor, encode_header
+from merge_cli.checkpoint.header import encode_header
+from merge_cli.checkpoint.sources import StoredTensor
 
 
 @dataclass(frozen=True)

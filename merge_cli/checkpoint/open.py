@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint.bounded_json import read_json
+from merge_cli.checkpoint.checkpoint import Checkpoint
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.foreign import refuse_factors, refuse_foreign_file
-from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor
+from merge_cli.checkpoint.header import Header
 from merge_cli.checkpoint.os_errors import reading
 from merge_cli.checkpoint.quantised import check_plain
 from merge_cli.checkpoint.resolve import refuse_link_out
+from merge_cli.checkpoint.sources import Source
 from merge_cli.checkpoint.torch_bin import read_any_header
+from merge_cli.checkpoint.views import dequantised
 from merge_cli.checkpoint.weight_files import weight_files
 from merge_cli.checkpoint.wrappers import without_wrappers
 from merge_cli.errors import CheckpointError
 from merge_cli.process import gc_paused
 from merge_cli.text import listed
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What is known of a checkpoint from its headers.
-
-    Attributes:
-        label: What the recipe calls it.
-        root: The folder, or the weight file itself.
-        tensors: Every tensor once, in the order of files and of bytes, by its name without what a wrapper put there.
-        tied: Further names of tied tensors -> the name in ``tensors``.
-        files: The identity of each weight file, in order.
-        metadata: The ``__metadata__`` of the first file.
-        config: ``config.json``, empty where there is none; without what is left over of a quantisation.
-        notes: What was found out of the ordinary and set right, in sentences.
-    """
-
-    label: str
-    root: Path
-    tensors: Mapping[str, StoredTensor]
-    tied: Mapping[str, str]
-    files: tuple[FileIdentity, ...]
-    metadata: Mapping[str, str]
-    config: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of tensor data."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    def find(self, name: str) -> StoredTensor | None:
-        """Return the tensor of this name, a tied tensor under any of its names, or None."""
-        return self.tensors.get(self.tied.get(name, name))
 
 
 @gc_paused()
@@ -69,7 +38,7 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
         config: Mapping[str, Any] = _config(root, files) if folder else {}
         paths, weight_map = weight_files(root, files) if folder else ([root], None)
     headers, tied = _headers(root, paths, files)
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, Source] = {}
     for header in headers:
         twice = sorted((tensors.keys() | tied.keys()) & header.tensors.keys())
         if twice:
@@ -78,11 +47,13 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
     if weight_map is not None:
         _check_index(root, headers, tied, weight_map)
     refuse_factors(root, tensors)
-    config, left_over = check_plain(root, tensors, config)
     named, ties, taken_off = without_wrappers(root, tensors, tied)
-    notes = tuple(note for note in (left_over, taken_off) if note is not None)
     identities = tuple(header.identity for header in headers)
-    return Checkpoint(label or str(root), root, named, ties, identities, headers[0].metadata, config, notes)
+    stored = Checkpoint(label or str(root), root, named, ties, identities, headers[0].metadata, config)
+    found = dequantised(stored)
+    config, left_over = check_plain(root, found.tensors, found.config)
+    notes = tuple(note for note in (left_over, taken_off) if note is not None)
+    return replace(found, config=config, notes=(*notes, *found.notes))
 
 
 def _headers(root: Path, paths: list[Path], files: Files) -> tuple[list[Header], dict[str, str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint.dtypes import DType
-from merge_cli.checkpoint.header import StoredTensor
+from merge_cli.checkpoint.sources import Source
 from merge_cli.errors import CheckpointError
 from merge_cli.text import listed
 
@@ -80,7 +80,7 @@ _MASK = re.compile(r"(attn|attention)\.bias$|mask$|_ids$|index$")
 
 
 def check_plain(
-    root: Path, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]
+    root: Path, tensors: Mapping[str, Source], config: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], str | None]:
     """Refuse quantised weights; take what says that weights are quantised which are not off the configuration.
 
@@ -113,7 +113,7 @@ def check_plain(
         )
     dtypes = listed(dict.fromkeys(tensor.dtype.torch_name for tensor in tensors.values() if tensor.dtype.is_float))
     note = f"the {key} ({method}) of its config.json is left over and left out: the weights are {dtypes}"
-    return _without(config), note
+    return without_quantisation(config), note
 
 
 def _said(config: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -126,9 +126,10 @@ def _said(config: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, str,
             yield from _said(value, depth + 1)
 
 
-def _without(config: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+def without_quantisation(config: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+    """Return a configuration without what it, or that of a part of the model, says of a quantisation."""
     return {
-        key: _without(value, depth + 1) if _is_part(key, value, depth) else value
+        key: without_quantisation(value, depth + 1) if _is_part(key, value, depth) else value
         for key, value in config.items()
         if not _says(key, value)
     }
@@ -148,7 +149,7 @@ def _is_part(key: str, value: Any, depth: int) -> bool:
 _Finding = tuple[str, str | None]
 
 
-def _marked(tensors: Mapping[str, StoredTensor]) -> _Finding | None:
+def _marked(tensors: Mapping[str, Source]) -> _Finding | None:
     """Look for tensors whose names tell."""
     for name, tensor in tensors.items():
         # Spares nearly all names the search.
@@ -166,7 +167,7 @@ def _marked(tensors: Mapping[str, StoredTensor]) -> _Finding | None:
     return None
 
 
-def _scaled(tensors: Mapping[str, StoredTensor]) -> _Finding | None:
+def _scaled(tensors: Mapping[str, Source]) -> _Finding | None:
     """Look for numbers that have scales beside them."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _CODES:
@@ -189,7 +190,7 @@ def _float8_writer(scales: list[str]) -> str:
     return next(held, "a tool for FP8")
 
 
-def _packed(tensors: Mapping[str, StoredTensor]) -> _Finding | None:
+def _packed(tensors: Mapping[str, Source]) -> _Finding | None:
     """Look for matrices of integers that are called weights, whoever wrote them."""
     found = [name for name, tensor in tensors.items() if _is_integer(tensor) and _is_matrix_of_weights(tensor)]
     if not found:
@@ -197,11 +198,11 @@ def _packed(tensors: Mapping[str, StoredTensor]) -> _Finding | None:
     return f"{tensors[found[0]].dtype.torch_name} numbers as weights ({listed(found, most=2)})", None
 
 
-def _is_matrix_of_weights(tensor: StoredTensor) -> bool:
+def _is_matrix_of_weights(tensor: Source) -> bool:
     return len(tensor.shape) > 1 and (tensor.name == "weight" or tensor.name.endswith(".weight"))
 
 
-def _narrow(tensors: Mapping[str, StoredTensor]) -> _Finding | None:
+def _narrow(tensors: Mapping[str, Source]) -> _Finding | None:
     """Look for any matrices of few bits, which are enough where the configuration says the rest."""
     for name, tensor in tensors.items():
         if _is_float8(tensor) or (tensor.dtype in _CODES and len(tensor.shape) > 1 and not _MASK.search(name)):
@@ -209,9 +210,9 @@ def _narrow(tensors: Mapping[str, StoredTensor]) -> _Finding | None:
     return None
 
 
-def _is_integer(tensor: StoredTensor) -> bool:
+def _is_integer(tensor: Source) -> bool:
     return not tensor.dtype.is_float and tensor.dtype is not DType.BOOL
 
 
-def _is_float8(tensor: StoredTensor) -> bool:
+def _is_float8(tensor: Source) -> bool:
     return tensor.dtype.is_float and tensor.dtype.itemsize == 1

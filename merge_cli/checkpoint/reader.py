@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from merge_cli.checkpoint.fd_cache import Descriptors
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.header import FileIdentity, StoredTensor, place_of
+from merge_cli.checkpoint.header import FileIdentity, place_of
 from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.sources import Source
 from merge_cli.checkpoint.torch_bin import read_any_header
 from merge_cli.errors import CheckpointError
 
@@ -46,37 +47,46 @@ class Reader:
         self._open = Descriptors(self._open_checked, lambda path, fd: self._files.close_read(fd), most_open=most_open)
         self._seen: dict[Path, tuple[int, int, int]] = {}
 
-    def read_into(self, view: memoryview, tensor: StoredTensor, start: int) -> None:
-        """Fill ``view`` with the bytes of a tensor from element ``start``.
+    def read_raw(self, view: memoryview, path: Path, offset: int) -> None:
+        """Fill ``view`` with the bytes of a file from ``offset``.
 
         Raises:
             CheckpointError: If the file has changed since the plan was made, ends early, or cannot be read.
         """
-        self.read_raw(view, tensor.file, tensor.offset + start * tensor.dtype.itemsize)
-
-    def read_raw(self, view: memoryview, path: Path, offset: int) -> None:
-        """Fill ``view`` with the bytes of a file from ``offset``; errors as for :meth:`read_into`."""
         with self._open.use(path) as fd:
             self._files.read_exactly(fd, view, offset, path)
+
+    def read_bytes(self, source: Source, start: int, count: int) -> bytearray:
+        """Return the bytes behind ``count`` elements of a tensor from ``start``; errors as for :meth:`read_raw`."""
+        ranges = list(source.byte_ranges(start, count))
+        found = bytearray(sum(nbytes for _, _, nbytes in ranges))
+        view, done = memoryview(found), 0
+        for path, offset, nbytes in ranges:
+            self.read_raw(view[done : done + nbytes], path, offset)
+            done += nbytes
+        return found
 
     def open_all(self, paths: Iterable[Path]) -> None:
         """Open files that will be read in processes forked from this one, so that a change of theirs is seen here too.
 
         Raises:
-            CheckpointError: As for :meth:`read_into`.
+            CheckpointError: As for :meth:`read_raw`.
         """
         for path in dict.fromkeys(paths):
             with self._open.use(path):
                 pass
 
-    def expect(self, tensor: StoredTensor, start: int, count: int) -> None:
+    def expect(self, source: Source, start: int, count: int) -> None:
         """Say that elements of a tensor will be read, so that the system begins to; it may not listen."""
-        with self._open.use(tensor.file) as fd, contextlib.suppress(OSError):
-            self._files.expect(fd, *_bytes_of(tensor, start, count))
+        for path, offset, nbytes in source.byte_ranges(start, count):
+            with self._open.use(path) as fd, contextlib.suppress(OSError):
+                self._files.expect(fd, offset, nbytes)
 
-    def forget(self, tensor: StoredTensor, start: int, count: int) -> None:
-        """Say that elements of a tensor will not be read again; the system may not listen."""
-        self.forget_raw(tensor.file, *_bytes_of(tensor, start, count))
+    def forget(self, source: Source, start: int, count: int, kept: Container[Path] = ()) -> None:
+        """Say that elements of a tensor, but for files in ``kept``, will not be read again; it may not listen."""
+        for path, offset, nbytes in source.byte_ranges(start, count):
+            if path not in kept:
+                self.forget_raw(path, offset, nbytes)
 
     def forget_raw(self, path: Path, offset: int, count: int) -> None:
         """Say that bytes of a file will not be read again; the system may not listen."""
@@ -135,7 +145,3 @@ class Reader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._open.close()
-
-
-def _bytes_of(tensor: StoredTensor, start: int, count: int) -> tuple[int, int]:
-    return tensor.offset + start * tensor.dtype.itemsize, count * tensor.dtype.itemsize

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint.dtypes import DType, dtype_named
-from merge_cli.checkpoint.header import StoredTensor
+from merge_cli.checkpoint.sources import StoredTensor
 
 _MOST_DIMENSIONS = 64
 

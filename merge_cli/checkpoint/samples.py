@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from merge_cli.checkpoint.files import Files
-
-if TYPE_CHECKING:
-    from merge_cli.checkpoint.header import StoredTensor
+from merge_cli.checkpoint.sources import StoredTensor
 
 # Reads of a file at most, whatever it holds, and bytes of each: a fifth of a millisecond where they are in memory.
 _READS, _BYTES = 64, 4096

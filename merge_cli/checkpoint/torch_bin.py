@@ -15,10 +15,11 @@ from typing import Any
 from merge_cli.checkpoint.archive import Archive, read_archive
 from merge_cli.checkpoint.dtypes import DType
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.header import FileIdentity, Header, StoredTensor, identify, is_tensor_name, read_header
+from merge_cli.checkpoint.header import FileIdentity, Header, identify, is_tensor_name, read_header
 from merge_cli.checkpoint.os_errors import reading
 from merge_cli.checkpoint.rebuilding import DamagedPickleError, PickledTensor
 from merge_cli.checkpoint.samples import sample_digest
+from merge_cli.checkpoint.sources import StoredTensor
 from merge_cli.checkpoint.unpickling import ForeignNameError, unpickle
 from merge_cli.errors import CheckpointError
 

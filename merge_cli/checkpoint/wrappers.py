@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from merge_cli.checkpoint.header import StoredTensor
+from merge_cli.checkpoint.sources import Source
 from merge_cli.errors import CheckpointError
 
 # Parts of a name that nothing but a wrapper has, wherever they stand.
@@ -22,8 +21,8 @@ _LEADING = ("module.", "base_model.model.")
 
 
 def without_wrappers(
-    root: Path, tensors: Mapping[str, StoredTensor], tied: Mapping[str, str]
-) -> tuple[Mapping[str, StoredTensor], Mapping[str, str], str | None]:
+    root: Path, tensors: Mapping[str, Source], tied: Mapping[str, str]
+) -> tuple[Mapping[str, Source], Mapping[str, str], str | None]:
     """Take wrappers out of the names of a checkpoint's tensors.
 
     Args:
@@ -52,7 +51,7 @@ def without_wrappers(
                 hint="save the model again from what is inside of the wrapper",
             )
     note = f"{' and '.join(taken)} taken off the names of its tensors, which a wrapper around the model put there"
-    plain_tensors = {names[name]: replace(tensor, name=names[name]) for name, tensor in tensors.items()}
+    plain_tensors = {names[name]: tensor.named(names[name]) for name, tensor in tensors.items()}
     return plain_tensors, {names[name]: names[other] for name, other in tied.items()}, note
 
 

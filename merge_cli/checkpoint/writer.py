@@ -9,9 +9,9 @@ from typing import Self
 
 from merge_cli.checkpoint.fd_cache import Descriptors
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.header import StoredTensor
 from merge_cli.checkpoint.layout import Layout
 from merge_cli.checkpoint.os_errors import reading_back, writing
+from merge_cli.checkpoint.sources import StoredTensor
 from merge_cli.errors import ResourceError
 from merge_cli.text import format_bytes
 

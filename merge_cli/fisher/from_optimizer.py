@@ -22,8 +22,8 @@ from merge_cli.checkpoint import (
     Checkpoint,
     Files,
     Reader,
+    Source,
     Staging,
-    StoredTensor,
     check_apart,
     check_replaceable,
     locate,
@@ -206,7 +206,7 @@ def _check_tokens(settings: ImportSettings, checkpoint: Checkpoint) -> None:
 class _Named:
     """Moments by the names of the checkpoint's tensors, in their order; each is read when it is asked for."""
 
-    places: Mapping[str, StoredTensor]
+    places: Mapping[str, Source]
     parameters: Mapping[str, str]
     names: StoredNames | None
 
@@ -216,7 +216,7 @@ class _Named:
         return values if self.names is None else self.names.stored(parameter, values)[name]
 
 
-def _by_stored_name(checkpoint: Checkpoint, places: Mapping[str, StoredTensor]) -> _Named:
+def _by_stored_name(checkpoint: Checkpoint, places: Mapping[str, Source]) -> _Named:
     found: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     names = None

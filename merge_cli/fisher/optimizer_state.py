@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from merge_cli.checkpoint import StoredTensor
+from merge_cli.checkpoint import Source
 from merge_cli.checkpoint.rebuilding import PickledTensor
+from merge_cli.checkpoint.sources import part_of
 from merge_cli.errors import CheckpointError
 from merge_cli.text import listed
 
@@ -24,7 +25,7 @@ _NO_DECAY = (
 _MOST_STEPS = 10**12
 
 # Reads the number that a tensor of one element holds.
-ReadNumber = Callable[[StoredTensor], float]
+ReadNumber = Callable[[Source], float]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Moments:
         weight_decay: Of IVON, where all groups have the same.
     """
 
-    values: Mapping[str, StoredTensor]
+    values: Mapping[str, Source]
     steps: int | None = None
     beta2: float | None = None
     effective_examples: float | None = None
@@ -85,9 +86,7 @@ def name_adam(state: Any, model: nn.Module, file: Path, read_number: ReadNumber)
     }
     names = _match(groups, model, [moments[number].shape if number in moments else None for number in numbers], file)
     values = {
-        name: replace(moments[number], name=name)
-        for name, number in zip(names, numbers, strict=True)
-        if number in moments
+        name: moments[number].named(name) for name, number in zip(names, numbers, strict=True) if number in moments
     }
     steps = {_steps(entry["step"], file, read_number) for entry in entries.values() if "step" in entry}
     betas = {_beta2(group.settings["betas"], file) for group in groups if "betas" in group.settings}
@@ -115,12 +114,12 @@ def name_ivon(state: Any, model: nn.Module, file: Path) -> Moments:
     order = next(fitting, None)
     if order is None:
         raise CheckpointError(f"{file}: the Hessian's size is not that of the model's parameters")
-    values: dict[str, StoredTensor] = {}
+    values: dict[str, Source] = {}
     for hessian, names in zip(hessians, order, strict=True):
-        offset = hessian.offset
+        start = 0
         for name in names:
-            values[name] = replace(hessian, name=name, shape=shapes[name], offset=offset)
-            offset += values[name].nbytes
+            values[name] = part_of(hessian, start, name, shapes[name])
+            start += values[name].numel
     examples = {_positive(group.settings["ess"], "ess", file) for group in groups if "ess" in group.settings}
     decays = {
         _positive(group.settings["weight_decay"], "weight_decay", file)
@@ -169,7 +168,7 @@ def _entries(state: Mapping[str, Any], numbers: set[int], file: Path) -> Mapping
     return entries
 
 
-def _stored(value: Any, what: str, file: Path) -> StoredTensor:
+def _stored(value: Any, what: str, file: Path) -> Source:
     if not isinstance(value, PickledTensor):
         raise _unsound(file, f"{what} is no tensor")
     if value.trouble:

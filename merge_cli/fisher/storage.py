@@ -18,14 +18,15 @@ from merge_cli.checkpoint import (
     Layout,
     Reader,
     ShardWriter,
+    Source,
     StoredTensor,
     lay_out,
     open_checkpoint,
-    to_torch,
 )
 from merge_cli.checkpoint.folder_lock import discard_locked, locked
 from merge_cli.checkpoint.os_errors import writing
 from merge_cli.errors import ResourceError
+from merge_cli.stream.decode import read_whole
 
 SHARD_BYTES = 5_000_000_000
 # Elements that are scaled and written at a time.
@@ -67,12 +68,9 @@ def write_tensor(writer: ShardWriter, place: StoredTensor, values: Tensor, *, sc
         writer.write(_bytes_of(block), place, start)
 
 
-def read_tensor(reader: Reader, place: StoredTensor) -> Tensor:
+def read_tensor(reader: Reader, source: Source) -> Tensor:
     """Read a whole tensor of any floating-point type as float32."""
-    raw = torch.empty(place.shape, dtype=to_torch(place.dtype))
-    if raw.numel():
-        reader.read_into(_bytes_of(raw.view(-1).view(torch.uint8)), place, 0)
-    return raw.float()
+    return torch.from_numpy(read_whole(source, reader))
 
 
 def read_all(checkpoint: Checkpoint) -> dict[str, Tensor]:

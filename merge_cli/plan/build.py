@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, StoredTensor, lay_out, parse_float_dtype
+from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, Source, lay_out, parse_float_dtype
 from merge_cli.checkpoint.layers import layer_positions
 from merge_cli.errors import RecipeError
 from merge_cli.methods import find_method, find_step
@@ -160,7 +160,7 @@ def _tasks(recipe: Recipe, inputs: Inputs, names: Names, layout: Layout, method:
             )
 
 
-def _of_each(checkpoints: Iterable[Checkpoint], name: str) -> tuple[StoredTensor, ...]:
+def _of_each(checkpoints: Iterable[Checkpoint], name: str) -> tuple[Source, ...]:
     """Return the tensor of this name in each checkpoint; that they fit has been checked."""
     found = [checkpoint.find(name) for checkpoint in checkpoints]
     return tuple(tensor for tensor in found if tensor is not None)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from merge_cli.checkpoint import Checkpoint, StoredTensor
+from merge_cli.checkpoint import Checkpoint, Source
 from merge_cli.checkpoint.wrappers import plain_pattern
 from merge_cli.errors import RecipeError
 from merge_cli.plan.buffers import lacking_computed, left_out_note, statistics_note
@@ -36,11 +36,11 @@ class Names:
     """
 
     merged: frozenset[str]
-    copied: dict[str, StoredTensor]
+    copied: dict[str, Source]
     order: tuple[str, ...]
     dropped: int
     head_source: Checkpoint | None
-    twins: Mapping[str, tuple[StoredTensor, ...]]
+    twins: Mapping[str, tuple[Source, ...]]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -73,7 +73,7 @@ class _Fates:
     """What becomes of each name: ``heads`` are the models that tensors are copied from as the recipe says."""
 
     merged: list[str] = field(default_factory=list)
-    copied: dict[str, StoredTensor] = field(default_factory=dict)
+    copied: dict[str, Source] = field(default_factory=dict)
     heads: dict[str, Checkpoint] = field(default_factory=dict)
     computed: dict[str, list[str]] = field(default_factory=dict)
     dropped: int = 0
@@ -148,7 +148,7 @@ def _exclusions(
             )
 
 
-def _held(checkpoint: Checkpoint, name: str) -> StoredTensor:
+def _held(checkpoint: Checkpoint, name: str) -> Source:
     found = checkpoint.find(name)
     assert found is not None
     return found

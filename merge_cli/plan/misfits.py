@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from merge_cli.checkpoint import Checkpoint, StoredTensor
+from merge_cli.checkpoint import Checkpoint, Source
 from merge_cli.checkpoint.layers import over_layers
 from merge_cli.errors import CheckpointError
 from merge_cli.plan.common_names import find_prefix
@@ -65,7 +65,7 @@ def _check_none_lost(parts: Sequence[Checkpoint], wrong: Sequence[str]) -> None:
             raise _without_elements(lost, part.label)
 
 
-def check_filled(names: Iterable[str], held: Callable[[str], StoredTensor]) -> tuple[str, ...]:
+def check_filled(names: Iterable[str], held: Callable[[str], Source]) -> tuple[str, ...]:
     """Refuse tensors without elements that are the remains of weights; return a warning on other empty ones.
 
     DeepSpeed's third stage leaves each process a part of every weight; saved without gathering, weights and biases of
@@ -85,7 +85,7 @@ def check_filled(names: Iterable[str], held: Callable[[str], StoredTensor]) -> t
     return (f"{listed(empty, most=3)}: no elements in any model",) if empty else ()
 
 
-def _is_remains(name: str, tensor: StoredTensor) -> bool:
+def _is_remains(name: str, tensor: Source) -> bool:
     return tensor.shape == (0,) and tensor.dtype.is_float and name.rpartition(".")[2] in ("weight", "bias")
 
 
@@ -103,7 +103,7 @@ def first_few(lines: Sequence[str], *, most: int = _MOST_LINES) -> str:
     return "\n".join([*lines[:most], *more])
 
 
-def _shape(tensor: StoredTensor) -> str:
+def _shape(tensor: Source) -> str:
     shape = " x ".join(map(str, tensor.shape)) or "a scalar"
     return shape if tensor.dtype.is_float else f"{shape} of {tensor.dtype.torch_name}"
 

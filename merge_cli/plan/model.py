@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merge_cli.checkpoint import Checkpoint, DType, FileIdentity, Layout, StoredTensor
+from merge_cli.checkpoint import Checkpoint, DType, FileIdentity, Layout, Source, StoredTensor
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Method, Need, Params, Step
 from merge_cli.plan.outputs import Output, output_decisions, sha256_of
@@ -33,17 +33,17 @@ class TensorTask:
     """
 
     place: StoredTensor
-    copied: StoredTensor | None = None
-    models: tuple[StoredTensor, ...] = ()
-    base: StoredTensor | None = None
-    fishers: tuple[StoredTensor, ...] = ()
-    base_fisher: StoredTensor | None = None
-    gradients: tuple[StoredTensor, ...] = ()
+    copied: Source | None = None
+    models: tuple[Source, ...] = ()
+    base: Source | None = None
+    fishers: tuple[Source, ...] = ()
+    base_fisher: Source | None = None
+    gradients: tuple[Source, ...] = ()
     params: Params | None = None
-    twins: tuple[StoredTensor, ...] = ()
+    twins: tuple[Source, ...] = ()
 
     @property
-    def sources(self) -> tuple[StoredTensor, ...]:
+    def sources(self) -> tuple[Source, ...]:
         """Everything that is read for it, once each."""
         if self.copied is not None:
             return (self.copied,)
@@ -194,13 +194,18 @@ class MergePlan:
                 for file in each.files
             },
             **output_decisions(self.outputs, self.tasks),
-            "sources": sha256_of([[[number[source.file], source.offset] for source in t.sources] for t in self.tasks]),
+            "sources": sha256_of([[_parts(source, number) for source in t.sources] for t in self.tasks]),
         }
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that decides the output's bytes."""
         return sha256_of({**self.decisions, "input": list(self.decisions["input"].values())})
+
+
+def _parts(source: Source, number: Mapping[Path, int]) -> list[int]:
+    """Return what decides a source's numbers: where its leaves lie in the numbered files, and its constants."""
+    return [*(part for leaf in source.leaves for part in (number[leaf.file], leaf.offset)), *source.constants]
 
 
 def main_dtype(tasks: tuple[TensorTask, ...]) -> DType | None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from merge_cli.checkpoint import Checkpoint, Files, Reader, StoredTensor
+from merge_cli.checkpoint import Checkpoint, Files, Reader
 from merge_cli.plan.inputs import Inputs
 from merge_cli.recipe import Exclusion
 
@@ -117,16 +117,8 @@ def _equal(checkpoint: Checkpoint, head: str, embedding: str | None, files: File
     if embedding is None:
         return False
     one, other = checkpoint.tensors[head], checkpoint.tensors[embedding]
-    if one.dtype is not other.dtype or one.shape != other.shape:
+    if (type(one), one.dtype, one.shape, one.constants) != (type(other), other.dtype, other.shape, other.constants):
         return False
     with Reader(checkpoint.files, files) as reader:
-        return all(
-            _read(reader, one, at, one.nbytes) == _read(reader, other, at, one.nbytes)
-            for at in range(0, one.nbytes, _PIECE)
-        )
-
-
-def _read(reader: Reader, tensor: StoredTensor, at: int, end: int) -> bytearray:
-    piece = bytearray(min(_PIECE, end - at))
-    reader.read_raw(memoryview(piece), tensor.file, tensor.offset + at)
-    return piece
+        runs = [(at, min(_PIECE, one.numel - at)) for at in range(0, one.numel, _PIECE)]
+        return all(reader.read_bytes(one, *run) == reader.read_bytes(other, *run) for run in runs)

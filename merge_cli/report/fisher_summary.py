@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from merge_cli.checkpoint import Checkpoint, Reader, to_torch
+import numpy as np
+
+from merge_cli.checkpoint import Checkpoint, Reader
 from merge_cli.checkpoint.layers import layer_of
 from merge_cli.report.inspection import natural_key
-
-_BLOCK = 2**20
+from merge_cli.stream.decode import pieces
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,11 @@ def summarize_fisher(checkpoint: Checkpoint) -> dict[str, LayerSummary]:
     """Read a Fisher block by block and return layer -> summary; empty for a checkpoint that is none."""
     if checkpoint.metadata.get("kind") not in ("fisher", "precision"):
         return {}
-    import torch
-
     found: dict[str, list[tuple[int, float, int, float]]] = {}
-    buffer = torch.empty(_BLOCK * 8, dtype=torch.uint8)
-    view = memoryview(buffer.numpy())  # type: ignore[arg-type]
     with Reader(checkpoint.files) as reader:
         for name in sorted(checkpoint.tensors, key=natural_key):
-            tensor = checkpoint.tensors[name]
-            for start in range(0, tensor.numel, _BLOCK):
-                count = min(_BLOCK, tensor.numel - start)
-                nbytes = count * tensor.dtype.itemsize
-                reader.read_into(view[:nbytes], tensor, start)
-                values = buffer[:nbytes].view(to_torch(tensor.dtype)).double()
-                part = (count, values.sum().item(), int((values == 0).sum()), values.max().item())
+            for values in pieces(checkpoint.tensors[name], reader, np.float64):
+                part = (len(values), float(values.sum()), int((values == 0).sum()), float(values.max()))
                 found.setdefault(layer_of(name), []).append(part)
     return {layer: _summary(parts) for layer, parts in found.items()}
 

@@ -82,7 +82,7 @@ def stream(
         raise as_memory_error(error) from None
     if forked:
         # What this process has opened, it can later tell to be unchanged.
-        reader.open_all(source.file for task in plan.tasks for source in task.sources)
+        reader.open_all(leaf.file for task in plan.tasks for source in task.sources for leaf in source.leaves)
     chain, totals = Chain(plan, {}, {}), Totals()
     past = journal.past.records if journal is not None else ()
     for record in past:

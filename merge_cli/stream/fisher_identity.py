@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
+
 from merge_cli.checkpoint import Checkpoint, Reader, model_identity
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan
+from merge_cli.stream.decode import read_numbers
 
 _SAMPLE = 1024
 
@@ -66,11 +69,8 @@ def _check_not_weights(what: str, found: Checkpoint, model: Checkpoint, reader: 
         twin = model.find(name)
         if twin is None or twin.dtype is not tensor.dtype or twin.shape != tensor.shape or tensor.numel < 2:
             continue
-        count = min(_SAMPLE, tensor.numel) * tensor.dtype.itemsize
-        one, other = bytearray(count), bytearray(count)
-        reader.read_into(memoryview(one), tensor, 0)
-        reader.read_into(memoryview(other), twin, 0)
-        if one == other and any(one):
+        one, other = (read_numbers(each, 0, min(_SAMPLE, tensor.numel), reader) for each in (tensor, twin))
+        if np.array_equal(one, other, equal_nan=True) and one.any():
             raise CheckpointError(
                 f"'{name}' in the {what} {found.label} holds the weights of {model.label}",
                 hint=f"the file is a checkpoint, or its maker left out frozen parameters; measure the {what} again",

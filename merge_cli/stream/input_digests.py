@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from merge_cli.checkpoint import FileIdentity, Reader, StoredTensor
+from merge_cli.checkpoint import FileIdentity, Reader, Source
 from merge_cli.checkpoint.digest_cache import known_digests, remember_digests
 from merge_cli.plan import MergePlan
 from merge_cli.stream.progress import Listener, Quiet
@@ -53,7 +53,7 @@ class InputDigests:
     """
 
     def __init__(self, plan: MergePlan, reader: Reader) -> None:
-        read = {source.file for task in plan.tasks for source in task.sources}
+        read = {leaf.file for task in plan.tasks for source in task.sources for leaf in source.leaves}
         self._identities = {file.path: file for each in plan.inputs for file in each.files if file.path in read}
         self._reader = reader
         self._began_ns = time.time_ns()
@@ -78,17 +78,17 @@ class InputDigests:
         """Have the system drop what is hashed, which workers then leave to this: the files would crowd the memory."""
         self._drops = True
 
-    def follow(self, tensors: Iterable[StoredTensor], start: int, count: int) -> None:
+    def follow(self, tensors: Iterable[Source], start: int, count: int) -> None:
         """Take elements of tensors as read, and have their files hashed up to there.
 
         Raises:
             CheckpointError: If what was to be hashed before cannot be read.
         """
-        for tensor in tensors if self._files else ():
-            file = self._files.get(tensor.file)
+        ranges = (each for tensor in tensors for each in tensor.byte_ranges(start, count)) if self._files else ()
+        for path, offset, nbytes in ranges:
+            file = self._files.get(path)
             if file is not None:
-                end = tensor.offset + (start + count) * tensor.dtype.itemsize
-                self._want(file, end - (_BEHIND if self._drops else 0), least=_LEAST)
+                self._want(file, offset + nbytes - (_BEHIND if self._drops else 0), least=_LEAST)
 
     def follow_to_the_end(self) -> None:
         """Have threads begin with everything that is left."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from merge_cli.checkpoint import DType, Reader, StoredTensor
+from merge_cli.checkpoint import Reader, Source
 from merge_cli.plan import MergePlan
+from merge_cli.stream.decode import read_integers
 from merge_cli.text import listed
 
 # Elements read at a time.
@@ -37,16 +37,11 @@ def differing_integers(plan: MergePlan, reader: Reader) -> Iterator[str]:
         )
 
 
-def _differ(reader: Reader, one: StoredTensor, other: StoredTensor) -> bool:
-    if (one.file, one.offset) == (other.file, other.offset):
+def _differ(reader: Reader, one: Source, other: Source) -> bool:
+    if [(leaf.file, leaf.offset) for leaf in one.leaves] == [(leaf.file, leaf.offset) for leaf in other.leaves]:
         return False
     return any(
-        not np.array_equal(_read(reader, one, start), _read(reader, other, start))
+        not np.array_equal(read_integers(one, start, count, reader), read_integers(other, start, count, reader))
         for start in range(0, one.numel, _RUN)
+        if (count := min(_RUN, one.numel - start))
     )
-
-
-def _read(reader: Reader, tensor: StoredTensor, start: int) -> NDArray[np.generic]:
-    raw = bytearray(min(_RUN, tensor.numel - start) * tensor.dtype.itemsize)
-    reader.read_into(memoryview(raw), tensor, start)
-    return np.frombuffer(raw, np.uint8 if tensor.dtype is DType.BOOL else tensor.dtype.torch_name)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from merge_cli.checkpoint import Reader, StoredTensor
+from merge_cli.checkpoint import Reader, Source
 from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.exclusions import exclusion_line
-from merge_cli.stream.float_formats import widened
-
-_AT_A_TIME = 2**20
+from merge_cli.stream.decode import is_finite
 
 
-def input_error(plan: MergePlan, tensor: StoredTensor, reader: Reader) -> CheckpointError:
+def input_error(plan: MergePlan, tensor: Source, reader: Reader) -> CheckpointError:
     """Return what is raised where a tensor that is read is not finite."""
     message = f"'{tensor.name}' in {tensor.file} holds NaN or infinity"
     task = next((task for task in plan.tasks if tensor in task.sources), None)
@@ -36,19 +32,12 @@ def output_error(plan: MergePlan, task: TensorTask, reader: Reader) -> Verificat
     return VerificationError(f"'{place.name}' of the output holds NaN or infinity, {why}", hint=hint)
 
 
-def is_sound(tensor: StoredTensor, reader: Reader) -> bool:
+def is_sound(tensor: Source, reader: Reader) -> bool:
     """Whether all of a tensor can be read and is finite in float32."""
-    if not tensor.dtype.is_float:
-        return True
     try:
-        for start in range(0, tensor.numel, _AT_A_TIME):
-            raw = bytearray(min(_AT_A_TIME, tensor.numel - start) * tensor.dtype.itemsize)
-            reader.read_into(memoryview(raw), tensor, start)
-            if not np.isfinite(widened(raw, tensor.dtype)).all():
-                return False
+        return is_finite(tensor, reader)
     except CheckpointError:
         return False
-    return True
 
 
 def _way_out(plan: MergePlan, task: TensorTask, reader: Reader) -> str:

@@ -13,6 +13,7 @@ from merge_cli.kernels import PATTERNS, Array, compiled, narrow, widen
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
+from merge_cli.stream.decode import read_rows
 from merge_cli.stream.nonfinite import output_error
 from merge_cli.stream.worker import Worker
 
@@ -32,7 +33,8 @@ def suits(plan: MergePlan) -> bool:
 
 
 def _suits(task: TensorTask) -> bool:
-    if task.copied is not None and task.copied.dtype is task.place.dtype and not task.place.dtype.is_float:
+    copied = task.copied
+    if copied is not None and copied.verbatim and copied.dtype is task.place.dtype and not task.place.dtype.is_float:
         return True
     return task.place.dtype in _DTYPES and all(source.dtype in _DTYPES for source in task.sources)
 
@@ -46,7 +48,7 @@ class NumpyWorker(Worker):
         dtype = outputs[0].layout.places[task.place.name].dtype
         nbytes = len(result) * dtype.itemsize
         numbers = np.ascontiguousarray(result, dtype=np.float32)
-        wrong = narrow(numbers, dtype.torch_name, self._typed(self._raw_out[:nbytes], dtype))
+        wrong = narrow(numbers, dtype.torch_name, self.typed(self._raw_out[:nbytes], dtype))
         if wrong and not (task.copied is not None and self.plan.allow_nonfinite):
             raise output_error(self.plan, task, self.reader)
         self.put(self._view_out[:nbytes], task, start, outputs)
@@ -55,10 +57,10 @@ class NumpyWorker(Worker):
         """Write a run of a tensor that is copied."""
         source, place = task.copied, task.place
         assert source is not None
-        if source.dtype is not place.dtype:
+        if not source.verbatim or source.dtype is not place.dtype:
             self.write(self._load_rows("copied", [source], start, count)[0], task, start, self.plan.variants)
             return
-        stored = self._read_rows([source], start, count)
+        stored = read_rows([source], start, count, self.reader, self)
         if source.dtype.is_float and not self.plan.allow_nonfinite:
             rows = self._rows_of("copied", 1, count)
             if source.dtype is DType.F32:
@@ -71,7 +73,8 @@ class NumpyWorker(Worker):
         buffer = np.empty(nbytes, dtype=np.uint8)
         return buffer, buffer.data
 
-    def _typed(self, raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.generic]:
+    def typed(self, raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.generic]:
+        """Return bytes of a buffer as numbers of a dtype."""
         # What is no float is copied in bytes.
         return raw.view(PATTERNS.get(dtype.torch_name, np.uint8))
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merge_cli.checkpoint import Reader, StoredTensor
+from merge_cli.checkpoint import Reader, Source
 from merge_cli.plan import MergePlan, TensorTask
-from merge_cli.stream.float_formats import Numbers, as_float32
+from merge_cli.stream.decode import read_numbers
+from merge_cli.stream.float_formats import Numbers, finite
 
 # Tensors that are sampled at most, and at least where there are many models; runs in each, and elements of a run.
 _TENSORS, _FEWEST = 48, 8
@@ -45,7 +46,7 @@ class Sample:
         return sum(part.shape[1] for part in self.parts)
 
 
-def compared(task: TensorTask) -> tuple[StoredTensor, ...]:
+def compared(task: TensorTask) -> tuple[Source, ...]:
     """Return a merged tensor in the base, where the plan reads one, and in every model."""
     return (*([task.base] if task.base is not None else []), *task.models)
 
@@ -114,13 +115,6 @@ def _runs(numel: int, runs: int, length: int) -> Iterator[tuple[int, int]]:
         yield (numel - length) * run // (runs - 1), length
 
 
-def _read(reader: Reader, tensor: StoredTensor, runs: Iterable[tuple[int, int]]) -> Numbers:
+def _read(reader: Reader, source: Source, runs: Iterable[tuple[int, int]]) -> Numbers:
     """Read runs of a tensor one after the other as float32, what is not finite as zero."""
-    runs = list(runs)
-    size = tensor.dtype.itemsize
-    raw = bytearray(sum(count for _, count in runs) * size)
-    view, done = memoryview(raw), 0
-    for start, count in runs:
-        reader.read_into(view[done : done + count * size], tensor, start)
-        done += count * size
-    return as_float32(raw, tensor.dtype)
+    return finite(np.concatenate([read_numbers(source, start, count, reader) for start, count in runs]))

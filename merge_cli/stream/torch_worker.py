@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import DType, StoredTensor, to_torch
+from merge_cli.checkpoint import DType, Source, to_torch
 from merge_cli.errors import CheckpointError
 from merge_cli.methods.contract import Need
 from merge_cli.plan import TensorTask
 from merge_cli.plan.outputs import Output
+from merge_cli.stream.decode import read_rows
 from merge_cli.stream.nonfinite import output_error
 from merge_cli.stream.worker import Worker
 
@@ -66,8 +67,12 @@ class TorchWorker(Worker):
 
     def copy(self, task: TensorTask, start: int, count: int) -> None:
         """Write a run of a tensor that is copied."""
-        assert task.copied is not None
-        self.write(self._read_rows([task.copied], start, count)[0], task, start, self.plan.variants)
+        source = task.copied
+        assert source is not None
+        if source.verbatim:
+            self.write(read_rows([source], start, count, self.reader, self)[0], task, start, self.plan.variants)
+        else:
+            self.write(self._load_rows("copied", [source], start, count)[0], task, start, self.plan.variants)
 
     def write(self, result: Tensor, task: TensorTask, start: int, outputs: Sequence[Output]) -> None:
         """Cast a result to the dtype of outputs, check it, write it.
@@ -92,7 +97,8 @@ class TorchWorker(Worker):
         buffer = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.device != "cpu")
         return buffer, memoryview(buffer.numpy())  # type: ignore[arg-type]
 
-    def _typed(self, raw: Tensor, dtype: DType) -> Tensor:
+    def typed(self, raw: Tensor, dtype: DType) -> Tensor:
+        """Return bytes of a buffer as numbers of a dtype."""
         return raw.view(to_torch(dtype))
 
     def _rows_of(self, name: str, n: int, count: int) -> Tensor:
@@ -113,7 +119,7 @@ def _is_finite(values: Tensor) -> bool:
     return math.isfinite(wide.sum().item()) or bool(wide.isfinite().all())
 
 
-def _check_not_negative(rows: Tensor, tensors: Sequence[StoredTensor]) -> None:
+def _check_not_negative(rows: Tensor, tensors: Sequence[Source]) -> None:
     for row, tensor in zip(rows, tensors, strict=True):
         if row.min().item() < 0:
             raise CheckpointError(

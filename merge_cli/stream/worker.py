@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from merge_cli.checkpoint import DType, Reader, StoredTensor
-from merge_cli.kernels import Array, lower, widen
+from merge_cli.checkpoint import DType, Reader, Source, StoredTensor
+from merge_cli.kernels import Array, lower
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.buffers import is_variance
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.checksums import checksum
+from merge_cli.stream.decode import decode_rows
 from merge_cli.stream.journal import Record, Span, Tally
 from merge_cli.stream.nonfinite import input_error
 
@@ -53,7 +54,7 @@ class Worker(abc.ABC):
     def __post_init__(self) -> None:
         """Allocate the raw buffers: for a block of every model as it is stored, and for one of the output."""
         self._numel = min(self.plan.block_numel, max(task.place.numel for task in self.plan.tasks))
-        stored = (sum(tensor.dtype.itemsize for tensor in _longest(task)) for task in self.plan.tasks)
+        stored = (sum(source.itemsize for source in _longest(task)) for task in self.plan.tasks)
         self._raw_in, self._view_in = self._raw(self._numel * max(stored))
         self._raw_out, self._view_out = self._raw(self._numel * _WIDEST)
 
@@ -99,8 +100,7 @@ class Worker(abc.ABC):
         """
         if self.drops:
             for source in task.sources:
-                if source.file not in kept:
-                    self.reader.forget(source, *span)
+                self.reader.forget(source, *span, kept)
 
     def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Need]) -> dict[Need, Array]:
         """Read what is needed of elements ``start`` to ``start + count``; deltas are computed, curvature is scaled.
@@ -123,44 +123,25 @@ class Worker(abc.ABC):
         return inputs
 
     def _load_rows(
-        self, name: str, tensors: Sequence[StoredTensor], start: int, count: int, less: Array | None = None
+        self, name: str, sources: Sequence[Source], start: int, count: int, less: Array | None = None
     ) -> Array:
-        """Read one run of each tensor, less what is given, into rows of a float32 buffer: ``(len(tensors), count)``."""
-        rows = self._rows_of(name, len(tensors), count)
-        if len({tensor.dtype for tensor in tensors}) == 1:
-            wrong = self._widen(tensors, rows, start, less)
-        else:
-            each = zip(tensors, rows, strict=True)
-            wrong = [self._widen([tensor], row[None], start, less)[0] for tensor, row in each]
-        for tensor, several in zip(tensors, wrong, strict=True):
-            self._note_nonfinite(several, tensor)
+        """Read one run of each tensor, less what is given, into rows of a float32 buffer: ``(len(sources), count)``."""
+        rows = self._rows_of(name, len(sources), count)
+        wrong = decode_rows(sources, start, rows, reader=self.reader, buffers=self, less=less)
+        for source, several in zip(sources, wrong, strict=True):
+            self._note_nonfinite(several, source)
         return rows
 
-    def _widen(self, tensors: Sequence[StoredTensor], rows: Array, start: int, less: Array | None) -> list[int]:
-        """Read tensors of one dtype into rows, and return how many numbers of each are not finite."""
-        dtype = tensors[0].dtype
-        if dtype is not DType.F32 or self.device != "cpu":
-            return widen(self._read_rows(tensors, start, rows.shape[1]), dtype.torch_name, rows, less)
-        # Already as they are wanted: read in place, which an array shares with its tensor.
-        for row, tensor in zip(rows, tensors, strict=True):
-            self.reader.read_into(memoryview(row.__array__()).cast("B"), tensor, start)
-        return widen(rows, dtype.torch_name, rows, less)
+    def bytes_of(self, nbytes: int) -> tuple[Any, memoryview]:
+        """Return the beginning of the buffer for bytes as they are stored, and a view of it."""
+        return self._raw_in[:nbytes], self._view_in[:nbytes]
 
-    def _read_rows(self, tensors: Sequence[StoredTensor], start: int, count: int) -> Array:
-        """Read one run of tensors of one dtype, as they are stored, into rows of the raw buffer."""
-        dtype = tensors[0].dtype
-        nbytes = count * dtype.itemsize
-        for i, tensor in enumerate(tensors):
-            self.reader.read_into(self._view_in[i * nbytes : (i + 1) * nbytes], tensor, start)
-        rows: Array = self._typed(self._raw_in[: len(tensors) * nbytes], dtype).reshape(len(tensors), -1)
-        return rows
-
-    def _note_nonfinite(self, wrong: int, tensor: StoredTensor) -> None:
+    def _note_nonfinite(self, wrong: int, source: Source) -> None:
         """Count numbers that are not finite, where they are allowed."""
         if not wrong:
             return
         if not self.plan.allow_nonfinite:
-            raise input_error(self.plan, tensor, self.reader)
+            raise input_error(self.plan, source, self.reader)
         self.tally.counts["nonfinite"] += wrong
 
     def least(self, task: TensorTask, start: int, count: int) -> Array | None:
@@ -201,7 +182,7 @@ class Worker(abc.ABC):
         """Return a buffer of bytes, and a view of it."""
 
     @abc.abstractmethod
-    def _typed(self, raw: Any, dtype: DType) -> Any:
+    def typed(self, raw: Any, dtype: DType) -> Any:
         """Return bytes of a buffer as numbers of a dtype."""
 
     @abc.abstractmethod
@@ -209,10 +190,10 @@ class Worker(abc.ABC):
         """Return a float32 buffer, shape ``(n, count)``, that is kept under a name."""
 
 
-def _longest(task: TensorTask) -> Sequence[StoredTensor]:
+def _longest(task: TensorTask) -> Sequence[Source]:
     """Return the largest set of tensors that is read at a time."""
     if task.copied is not None:
         return (task.copied,)
     single = [tensor for tensor in (task.base, task.base_fisher) if tensor is not None]
     sets = (task.models, task.fishers, task.gradients, single)
-    return max(sets, key=lambda tensors: sum(tensor.dtype.itemsize for tensor in tensors))
+    return max(sets, key=lambda sources: sum(source.itemsize for source in sources))

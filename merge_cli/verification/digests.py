@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from merge_cli.checkpoint import Checkpoint, Files, Reader, to_torch
+from merge_cli.checkpoint import Checkpoint, Files, Reader
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_digests
 from merge_cli.checkpoint.os_errors import reading
 from merge_cli.errors import CheckpointError
 from merge_cli.report.manifest import MANIFEST_FILE
 from merge_cli.stream import Listener
+from merge_cli.stream.decode import read_numbers
 from merge_cli.text import listed
 from merge_cli.verification.manifest import Manifest
 
@@ -111,17 +112,13 @@ def _recorded(out: Path, files: Files, problems: list[str]) -> dict[str, str]:
 def not_finite(checkpoint: Checkpoint, reader: Reader, listener: Listener) -> Iterator[str]:
     """Yield the names of the tensors that hold NaN or infinity."""
     listener.phase("looking for NaN", sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
-    raw = torch.empty(_CHUNK * 8, dtype=torch.uint8)
-    view = memoryview(raw.numpy())  # type: ignore[arg-type]
     for name, tensor in checkpoint.tensors.items():
         finite = True
         for start in range(0, tensor.numel, _CHUNK):
-            nbytes = min(_CHUNK, tensor.numel - start) * tensor.dtype.itemsize
+            count = min(_CHUNK, tensor.numel - start)
             if tensor.dtype.is_float and finite:
-                reader.read_into(view[:nbytes], tensor, start)
-                values = raw[:nbytes].view(to_torch(tensor.dtype))
-                wide = values if values.dtype == torch.float64 else values.to(torch.float32)
-                finite = bool(wide.isfinite().all())
-            listener.advance(name, nbytes)
+                # In the widest numbers: what an output in float64 holds need not be a float32.
+                finite = bool(np.isfinite(read_numbers(tensor, start, count, reader, np.float64)).all())
+            listener.advance(name, count * tensor.itemsize)
         if not finite:
             yield name

@@ -63,8 +63,7 @@ class _Comparing:
             what = "is missing" if held is None else f"is {list(held.shape)} of {held.dtype.torch_name}"
             self._note(place.name, f"{what}, expected {list(place.shape)} of {place.dtype.torch_name}")
             return
-        there = bytearray(len(view))
-        self.reader.read_into(memoryview(there), held, start)
+        there = self.reader.read_bytes(held, start, len(view) // place.dtype.itemsize)
         if there != view:
             first = next(i for i, (one, other) in enumerate(zip(there, view, strict=True)) if one != other)
             self._note(place.name, f"differs from element {start + first // place.dtype.itemsize} on")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from merge_cli.checkpoint import Checkpoint, Files, Reader, StoredTensor
+from merge_cli.checkpoint import Checkpoint, Files, Reader, Source
 
 # Every dtype of a safetensors header next to torch's own.
 TORCH_DTYPES = {
@@ -63,10 +63,14 @@ def read_all(checkpoint: Checkpoint, files: Files | None = None) -> dict[str, by
         return {name: read_one(reader, tensor) for name, tensor in checkpoint.tensors.items()}
 
 
-def read_one(reader: Reader, tensor: StoredTensor) -> bytes:
-    buffer = bytearray(tensor.nbytes)
-    reader.read_into(memoryview(buffer), tensor, 0)
-    return bytes(buffer)
+def read_one(reader: Reader, tensor: Source) -> bytes:
+    return bytes(reader.read_bytes(tensor, 0, tensor.numel))
+
+
+def read_into(reader: Reader, view: memoryview, tensor: Source, start: int) -> None:
+    """Fill a view with the bytes of a stored tensor from element ``start``."""
+    ((path, offset, _),) = tensor.byte_ranges(start, len(view) // tensor.itemsize)
+    reader.read_raw(view, path, offset)
 
 
 def assert_holds(checkpoint: Checkpoint, expected: Mapping[str, torch.Tensor]) -> None:

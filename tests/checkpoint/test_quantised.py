@@ -34,10 +34,8 @@ FAMILIES: list[tuple[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]]] = [
     ("compressed-tensors", {"weight": (SIGNED, (4, 4)), "weight_scale": (BFLOAT, (4, 1))}),
     ("compressed-tensors", {"weight": (SIGNED, (4, 4)), "weight_scale": (BFLOAT, (4, 1)),
                             "weight_zero_point": (SIGNED, (4, 1))}),
-    ("compressed-tensors", {"weight": (FP8, (4, 4)), "weight_scale": (BFLOAT, (4, 1))}),
     ("compressed-tensors", {"compressed": (BFLOAT, (8,)), "bitmask": (BYTES, (4, 1)), "shape": (LONG, (2,))}),
-    ("fbgemm_fp8", {"weight": (FP8, (4, 4)), "weight_scale": (FULL, (4, 1)), "input_scale_ub": (FULL, (1,))}),
-    ("FP8 in blocks", {"weight": (FP8, (4, 4)), "weight_scale_inv": (FULL, (1, 1))}),
+    ("ModelOpt", {"weight": (FP8, (4, 4)), "weight_scale": (FULL, (4, 1)), "weight_scale_2": (FULL, ())}),
     ("ComfyUI", {"weight": (FP8, (4, 4)), "scale_weight": (FULL, ())}),
     ("GPTQ", {"qweight": (INT, (1, 4)), "qzeros": (INT, (1, 1)), "scales": (HALF, (1, 4)), "g_idx": (INT, (4,))}),
     ("AWQ", {"qweight": (INT, (4, 1)), "qzeros": (INT, (1, 1)), "scales": (HALF, (1, 8))}),
@@ -146,7 +144,7 @@ def test_what_is_left_over_in_the_configuration_of_a_part_is_left_out_too(tmp_pa
 
 
 def test_the_configuration_is_named_where_the_tensors_agree_with_it(tmp_path: Path) -> None:
-    state = {f"{AT}.weight": torch.ones(2, 3, dtype=FP8), f"{AT}.weight_scale_inv": torch.ones(1, 1)}
+    state = {f"{AT}.weight": torch.ones(2, 3, dtype=FP8), f"{AT}.scale_weight": torch.ones(1, 1)}
     error = refusal(written(tmp_path, state, {"quantization_config": {"quant_method": "fp8"}}))
     assert "its config.json has a quantization_config (fp8) and it holds scales" in error.message
 

@@ -9,7 +9,7 @@ import torch
 
 from merge_cli.checkpoint import Checkpoint, Files, Reader, open_checkpoint
 from merge_cli.errors import CheckpointError
-from tests.checkpoint.helpers import EIO, Failing, Trickle, filled, raw_bytes, read_all
+from tests.checkpoint.helpers import EIO, Failing, Trickle, filled, raw_bytes, read_all, read_into
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_any_range_of_elements_can_be_read(start: int, count: int, state: dict[s
     checkpoint = open_checkpoint(saved)
     buffer = bytearray(2 * count)
     with Reader(checkpoint.files) as reader:
-        reader.read_into(memoryview(buffer), checkpoint.tensors["a"], start)
+        read_into(reader, memoryview(buffer), checkpoint.tensors["a"], start)
     assert bytes(buffer) == raw_bytes(state["a"].flatten()[start : start + count])
 
 
@@ -43,7 +43,7 @@ def test_a_buffer_of_torch_is_filled_in_place(state: dict[str, torch.Tensor], sa
     checkpoint = open_checkpoint(saved)
     target = torch.zeros(9, dtype=torch.float64)
     with Reader(checkpoint.files) as reader:
-        reader.read_into(memoryview(target.numpy()).cast("B"), checkpoint.tensors["b"], 0)
+        read_into(reader, memoryview(target.numpy()).cast("B"), checkpoint.tensors["b"], 0)
     assert raw_bytes(target) == raw_bytes(state["b"])
 
 
@@ -69,7 +69,7 @@ def test_a_file_that_has_changed_since_the_plan_is_refused(change: object, saved
     files = Failing(0, [])
     with Reader(checkpoint.files, files) as reader:
         with pytest.raises(CheckpointError, match=rf"^{saved} has changed since the merge was planned\n  hint: start"):
-            reader.read_into(memoryview(bytearray(2)), checkpoint.tensors["a"], 0)
+            read_into(reader, memoryview(bytearray(2)), checkpoint.tensors["a"], 0)
         assert files.held == []
 
 
@@ -77,16 +77,16 @@ def test_a_file_that_has_gone_since_the_plan_is_an_error(saved: Path) -> None:
     checkpoint = open_checkpoint(saved)
     saved.unlink()
     with Reader(checkpoint.files) as reader, pytest.raises(CheckpointError, match=r"No such file or directory$"):
-        reader.read_into(memoryview(bytearray(2)), checkpoint.tensors["a"], 0)
+        read_into(reader, memoryview(bytearray(2)), checkpoint.tensors["a"], 0)
 
 
 def test_a_file_truncated_while_it_is_read_is_an_error_and_no_crash(saved: Path) -> None:
     checkpoint = open_checkpoint(saved)
     with Reader(checkpoint.files) as reader:
-        reader.read_into(memoryview(bytearray(2)), checkpoint.tensors["a"], 0)
+        read_into(reader, memoryview(bytearray(2)), checkpoint.tensors["a"], 0)
         os.truncate(saved, checkpoint.tensors["a"].offset + 10)
         with pytest.raises(CheckpointError, match=rf"^{saved} ends at byte \d+, expected 230 bytes more\n  hint: "):
-            reader.read_into(memoryview(bytearray(240)), checkpoint.tensors["a"], 0)
+            read_into(reader, memoryview(bytearray(240)), checkpoint.tensors["a"], 0)
 
 
 @pytest.mark.parametrize("call", ["open_read", "stat", "pread"])
@@ -95,7 +95,7 @@ def test_a_failing_disk_is_an_error_that_names_the_file(call: str, saved: Path) 
     with Reader(checkpoint.files, files) as reader:
         for _ in range(3):
             with pytest.raises(CheckpointError, match=rf"^cannot read {saved}: Input/output error$"):
-                reader.read_into(memoryview(bytearray(2)), checkpoint.tensors["a"], 0)
+                read_into(reader, memoryview(bytearray(2)), checkpoint.tensors["a"], 0)
     assert files.held == []
 
 
@@ -128,7 +128,7 @@ class Watched(Failing):
 
 def first_number(reader: Reader, checkpoint: Checkpoint) -> float:
     values = torch.empty(64)
-    reader.read_into(memoryview(values.numpy()).cast("B"), checkpoint.tensors["t"], 0)
+    read_into(reader, memoryview(values.numpy()).cast("B"), checkpoint.tensors["t"], 0)
     assert values.min() == values.max()
     return float(values[0])
 
@@ -172,7 +172,7 @@ def test_threads_read_parts_of_one_file_at_once(tmp_path: Path) -> None:
     target = memoryview(found.numpy()).cast("B")
 
     def read(start: int) -> None:
-        reader.read_into(target[4 * start : 4 * (start + 100)], checkpoint.tensors["t"], start)
+        read_into(reader, target[4 * start : 4 * (start + 100)], checkpoint.tensors["t"], start)
 
     with Reader(checkpoint.files, Trickle(33)) as reader, ThreadPoolExecutor(8) as pool:
         list(pool.map(read, range(0, 10_000, 100)))
@@ -184,7 +184,7 @@ def test_the_files_are_closed_when_the_work_fails(saved: Path) -> None:
 
     def work() -> None:
         with Reader(checkpoint.files, files) as reader:
-            reader.read_into(memoryview(bytearray(2)), checkpoint.tensors["a"], 0)
+            read_into(reader, memoryview(bytearray(2)), checkpoint.tensors["a"], 0)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from merge_cli.checkpoint import Checkpoint, DType, Reader, open_checkpoint
 from merge_cli.errors import CheckpointError
-from tests.checkpoint.helpers import TORCH_DTYPES, Trickle, assert_holds, filled, raw_bytes, read_all
+from tests.checkpoint.helpers import TORCH_DTYPES, Trickle, assert_holds, filled, raw_bytes, read_all, read_into
 
 
 def saved(state: Any, folder: Path, *, legacy: bool = False) -> Path:
@@ -328,7 +328,7 @@ def test_a_file_that_has_changed_since_it_was_opened_is_refused_by_the_reader(tm
     checkpoint: Checkpoint = open_checkpoint(saved({"a": torch.ones(2)}, tmp_path))
     saved({"a": torch.ones(300)}, tmp_path)
     with Reader(checkpoint.files) as reader, pytest.raises(CheckpointError, match="has changed"):
-        reader.read_into(memoryview(bytearray(8)), checkpoint.tensors["a"], 0)
+        read_into(reader, memoryview(bytearray(8)), checkpoint.tensors["a"], 0)
 
 
 def state_with(tensors: str) -> bytes:

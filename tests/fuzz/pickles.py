@@ -43,8 +43,9 @@ def attempt(chance: Random, folder: Path) -> bool:
     assert listing(folder) == before
     with Reader(checkpoint.files) as reader:
         for tensor in checkpoint.tensors.values():
-            assert tensor.offset + tensor.nbytes <= path.stat().st_size
-            reader.read_into(memoryview(bytearray(tensor.nbytes)), tensor, 0)
+            ((_, offset, nbytes),) = tensor.byte_ranges(0, tensor.numel)
+            assert offset + nbytes <= path.stat().st_size
+            reader.read_bytes(tensor, 0, tensor.numel)
     return True
 
 
