@@ -12,7 +12,7 @@ from torch import Tensor
 from merge_cli import CheckpointError, RecipeError, build_plan, merge, open_checkpoint
 from merge_cli.checkpoint import model_identity
 from merge_cli.report import mismatch_report, summarize_fisher
-from merge_cli.run import measure
+from merge_cli.stream import diagnose
 from tests.checkpoints import read_checkpoint, recipe_over, write_checkpoint
 
 SHAPES = {"model.layers.0.w": (40, 50), "model.layers.1.w": (30, 20), "norm": (25,)}
@@ -107,7 +107,7 @@ def test_the_forecast_of_mismatch_is_that_of_the_paper(tmp_path: Path, family: d
     """||sum_t α_t H_t (θ_TA - θ_t)|| in the metric of 1 / H_0, by hand in float64."""
     weights, settings = (0.7, 0.4), {"prior_precision": 3.0, "curvature_floor": 0, "anchor": "base"}
     plan = build_plan(recipe(tmp_path, [expert(1, 0.7), expert(2, 0.4)], parameters=settings))
-    found = mismatch_report(measure(plan).sums)
+    found = mismatch_report(diagnose(plan).sums)
     expected: dict[str, float] = {}
     for name in SHAPES:
         base = family["base"][name].double()
@@ -145,10 +145,10 @@ def test_gradients_say_how_far_fine_tuning_was_held_back(tmp_path: Path, family:
 
 @pytest.mark.usefixtures("family")
 def test_extrapolation_is_one_for_a_single_model_and_warned_of_where_it_is_large(tmp_path: Path) -> None:
-    alone = measure(build_plan(recipe(tmp_path, [expert(1)]))).diagnosis
+    alone = diagnose(build_plan(recipe(tmp_path, [expert(1)]))).diagnosis
     assert alone.values["extrapolation"] == pytest.approx(1.0, rel=1e-4)
     models = [expert(1, 4.0), expert(1, 4.0), expert(1, 4.0)]
-    far = measure(build_plan(recipe(tmp_path, models, parameters={"anchor": "base"}))).diagnosis
+    far = diagnose(build_plan(recipe(tmp_path, models, parameters={"anchor": "base"}))).diagnosis
     assert far.values["extrapolation"] > 1.5
     assert not any("far beyond" in warning for warning in alone.warnings)
 
@@ -179,7 +179,7 @@ def test_a_base_fisher_of_another_model_is_refused(tmp_path: Path, family: dict[
     with pytest.raises(
         CheckpointError, match=r"the Fisher \./fisher-0 was not measured at \./base: it records another"
     ):
-        measure(build_plan(recipe(tmp_path, [expert(1)])))
+        diagnose(build_plan(recipe(tmp_path, [expert(1)])))
 
 
 def gradient_of(tmp_path: Path, measured_at: str, values: dict[str, Tensor]) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def test_a_gradient_of_its_model_is_taken(tmp_path: Path, family: dict[str, dict
 def test_a_file_that_holds_the_weights_is_no_gradient(tmp_path: Path, family: dict[str, dict[str, Tensor]]) -> None:
     write_checkpoint(tmp_path / "gradient", family["expert-1"], config=None)
     with pytest.raises(CheckpointError, match=r"in the gradient \./gradient holds the weights of \./expert-1"):
-        measure(build_plan(recipe(tmp_path, [{**expert(1), "gradient": "./gradient"}])))
+        diagnose(build_plan(recipe(tmp_path, [{**expert(1), "gradient": "./gradient"}])))
 
 
 def test_a_file_that_holds_the_weights_is_no_fisher(tmp_path: Path, family: dict[str, dict[str, Tensor]]) -> None:

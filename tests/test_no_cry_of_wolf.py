@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.plan import build_plan
-from merge_cli.run import examined
+from merge_cli.stream import examined
 from tests.checkpoints import recipe_over
 from tests.models import FAMILIES
 

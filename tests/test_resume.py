@@ -18,7 +18,8 @@ from merge_cli.errors import CheckpointError, MergeError, RecipeError, ResourceE
 from merge_cli.kernels import compiled
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport
-from merge_cli.run import examined, merge
+from merge_cli.run import merge
+from merge_cli.stream import examined
 from merge_cli.stream.forking import can_fork
 from merge_cli.stream.journal import read_journal
 from tests.checkpoints import write_checkpoint
@@ -384,7 +385,7 @@ def test_another_version_of_the_method_or_the_program_does_not_go_on(
     other = examined(planned(models, TIES))
     monkeypatch.setitem(other.__dict__, "method", replace(other.method, version="next"))
     assert "method was ties 2 and is ties next" in refused(other, tmp_path / "out")
-    monkeypatch.setattr("merge_cli.run._TOOL", "merge-cli 99")
+    monkeypatch.setattr("merge_cli.stream.resume.TOOL", "merge-cli 99")
     assert "and is merge-cli 99" in refused(planned(models, TIES), tmp_path / "out")
 
 

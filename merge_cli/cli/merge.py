@@ -61,9 +61,11 @@ def merge(
     from merge_cli.checkpoint.os_errors import writing
     from merge_cli.cli import render
     from merge_cli.cli.progress import showing
+    from merge_cli.output import check_out, rehearse
+    from merge_cli.plan import refuse_warnings
     from merge_cli.report.manifest import MANIFEST_FILE
-    from merge_cli.run import check_out, examined, refuse_warnings, rehearse
     from merge_cli.run import merge as run_merge
+    from merge_cli.stream import examined
 
     with writing(out):
         merged_before = (out / MANIFEST_FILE).is_file()
@@ -123,7 +125,8 @@ def plan(
     """Check RECIPE and show what a merge would read, write and hold; reads a small sample of the tensors only."""
     from merge_cli.cli import render
     from merge_cli.cli.progress import showing
-    from merge_cli.run import examined, refuse_warnings
+    from merge_cli.plan import refuse_warnings
+    from merge_cli.stream import examined
 
     planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite=False)
     planned = examined(planned)
@@ -133,9 +136,9 @@ def plan(
     render.notes(planned.notes)
     found = None
     if measured:
-        from merge_cli.run import measure
+        from merge_cli.stream import diagnose
 
         with showing(visible=not as_json) as listener:
-            found = measure(planned, processes=True, listener=listener)
+            found = diagnose(planned, processes=True, listener=listener)
         render.warnings(found.diagnosis.warnings)
     render.plan(planned, as_json=as_json, every_tensor=verbose, found=found)

@@ -56,7 +56,7 @@ def mismatch(
     from merge_cli.cli import render
     from merge_cli.cli.progress import showing
     from merge_cli.report import mismatch_report
-    from merge_cli.run import measure as measure_plan
+    from merge_cli.stream import diagnose
 
     planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite=False)
     if planned.recipe.merge_method != "gradient_matching":
@@ -67,7 +67,7 @@ def mismatch(
         )
     render.warnings(planned.warnings)
     with showing(visible=not as_json) as listener:
-        found = measure_plan(planned, listener=listener)
+        found = diagnose(planned, listener=listener)
     render.warnings(found.diagnosis.warnings)
     measured = None
     if data:

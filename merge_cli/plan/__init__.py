@@ -2,5 +2,6 @@
 
 from merge_cli.plan.build import build_plan
 from merge_cli.plan.model import MergePlan, TensorTask
+from merge_cli.plan.warnings import refuse_warnings
 
-__all__ = ["MergePlan", "TensorTask", "build_plan"]
+__all__ = ["MergePlan", "TensorTask", "build_plan", "refuse_warnings"]

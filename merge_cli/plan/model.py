@@ -161,6 +161,16 @@ class MergePlan:
         return tuple(output for output in self.outputs if output.is_merged)
 
     @property
+    def weight_files(self) -> list[str]:
+        """The weight files of the merged models, as seen from the folder of the merge."""
+        return [name for output in self.variants for name, _ in output.shards]
+
+    @property
+    def input_files(self) -> list[FileIdentity]:
+        """The weight files of all inputs."""
+        return [file for each in self.inputs for file in each.files]
+
+    @property
     def layout(self) -> Layout:
         """The files of a merged model: those of each have the same names, headers and sizes."""
         return self.outputs[0].layout

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from merge_cli.checkpoint import DType
+from merge_cli.errors import RecipeError
 from merge_cli.methods.contract import Method
 from merge_cli.plan.companions import stale_expert_warnings
 from merge_cli.plan.configs import config_notes, config_warnings
 from merge_cli.plan.filters import filter_notes, filter_warnings
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.matching import Names
-from merge_cli.plan.model import TensorTask
+from merge_cli.plan.model import MergePlan, TensorTask
 from merge_cli.plan.side_files import config_donor
 from merge_cli.plan.vocabulary_check import vocabulary_warnings
 from merge_cli.recipe import ModelEntry, Recipe
@@ -118,3 +119,17 @@ def _cautions(recipe: Recipe, method: Method, merged: Sequence[TensorTask]) -> I
         everywhere = len(unusual) == len(merged) and len({each for _, each in unusual}) == 1
         where = "" if everywhere else f" (so for {name}; unusual for {len(unusual)} of {len(merged)} tensors)"
         yield f"{recipe.merge_method}: {text}{where}"
+
+
+def refuse_warnings(plan: MergePlan) -> None:
+    """Turn the warnings of a plan into an error.
+
+    Raises:
+        RecipeError: With every warning, if there is one.
+    """
+    if plan.warnings:
+        lines = "\n".join(f"  {warning}" for warning in plan.warnings)
+        raise RecipeError(
+            f"strict allows no warnings, the plan has {len(plan.warnings)}:\n{lines}",
+            hint="mend the recipe or the models, or merge without --strict",
+        )

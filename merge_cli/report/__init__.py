@@ -4,7 +4,7 @@ from merge_cli.report.findings import findings
 from merge_cli.report.finished import finished
 from merge_cli.report.fisher_summary import LayerSummary, summarize_fisher
 from merge_cli.report.inspection import Inspection, inspect_checkpoint
-from merge_cli.report.merge_report import MergeReport
+from merge_cli.report.merge_report import MergeReport, Written, merge_report, unchanged_report
 from merge_cli.report.mismatch import MismatchReport, mismatch_report
 from merge_cli.report.model_card import model_card
 from merge_cli.report.output_texts import digests_beside, texts_beside
@@ -16,12 +16,15 @@ __all__ = [
     "MergeReport",
     "MismatchReport",
     "Verification",
+    "Written",
     "digests_beside",
     "findings",
     "finished",
     "inspect_checkpoint",
+    "merge_report",
     "mismatch_report",
     "model_card",
     "summarize_fisher",
     "texts_beside",
+    "unchanged_report",
 ]

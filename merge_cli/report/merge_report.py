@@ -3,8 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+from merge_cli.plan import MergePlan
+from merge_cli.report.findings import findings
+from merge_cli.stream import Outcome, StreamResult
+from merge_cli.text import format_bytes
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a merge has written, and what happened on the way.
+
+    Attributes:
+        result: What was counted and found.
+        weights: Weight file of a merged model -> SHA-256.
+        others: The same for other outputs.
+        inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
+        hashed_bytes: Bytes of inputs whose SHA-256 was not known before.
+        resumed_bytes: Bytes of the output that a run which was stopped had written.
+        rotten_bytes: Bytes of it that had changed since, and were merged again.
+    """
+
+    result: StreamResult
+    weights: Mapping[str, str]
+    others: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[Path, str] = field(default_factory=dict)
+    hashed_bytes: int = 0
+    resumed_bytes: int = 0
+    rotten_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,3 +87,55 @@ class MergeReport:
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain data."""
         return asdict(self)
+
+
+def merge_report(plan: MergePlan, out: Path, written: Written, *, seconds: float, left: str | None) -> MergeReport:
+    """Return what a merge did.
+
+    Args:
+        plan: What was done.
+        out: Where the output is.
+        written: What was written there.
+        seconds: What it took.
+        left: What of the run could not be removed, in a sentence.
+    """
+    result = written.result
+    warnings = [*plan.warnings, *result.diagnosis.warnings]
+    if written.rotten_bytes:
+        warnings.append(
+            f"{format_bytes(written.rotten_bytes)} that a stopped run had written to {out}.partial had changed since "
+            "and were merged again: a disk or memory that fails does this"
+        )
+    if left is not None:
+        warnings.append(f"{left}; the same command tries again")
+    return MergeReport(
+        out=str(out),
+        method=plan.recipe.merge_method,
+        models=plan.n or 1,
+        merged=len(plan.merged),
+        copied=len(plan.tasks) - len(plan.merged),
+        parameters=sum(task.place.numel for task in plan.tasks),
+        read_bytes=plan.read_bytes,
+        written_bytes=plan.written_bytes,
+        resumed_bytes=written.resumed_bytes,
+        hashed_bytes=written.hashed_bytes,
+        seconds=round(seconds, 3),
+        device=result.device,
+        threads=plan.threads,
+        counts=dict(result.counts),
+        diagnostics=dict(result.diagnosis.values),
+        findings=findings(plan, result.diagnosis, result.counts),
+        warnings=tuple(warnings),
+        notes=plan.notes,
+        files=dict(written.weights),
+    )
+
+
+def unchanged_report(
+    plan: MergePlan, out: Path, digests: Mapping[str, str], *, seconds: float, left: str | None
+) -> MergeReport:
+    """Report on an output that is there already; ``digests`` are the recorded ones of its files."""
+    result = StreamResult({output.name: Outcome() for output in plan.variants}, "", crowded=False)
+    weights = {name: digests[name] for name in plan.weight_files}
+    written = Written(result, weights, resumed_bytes=plan.written_bytes)
+    return replace(merge_report(plan, out, written, seconds=seconds, left=left), unchanged=True)

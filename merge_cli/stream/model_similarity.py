@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from merge_cli.checkpoint import Checkpoint, DType, Reader
+from merge_cli.checkpoint import Checkpoint, DType, Files, Reader
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.float_formats import COARSENESS, finite, rounded, step
@@ -39,6 +39,19 @@ _LARGEST_DISTANCE, _LEAST_LIKENESS = 0.65, 0.8
 _NEAR_ROUNDING = 0.9
 _LOST = 0.5
 _NARROW = frozenset({DType.BF16, DType.F16, DType.F8_E4M3, DType.F8_E5M2})
+
+
+def examined(plan: MergePlan, *, files: Files | None = None) -> MergePlan:
+    """Return the plan with what a sample of the models' numbers tells among its warnings; looks once.
+
+    Raises:
+        CheckpointError: If an input cannot be read.
+    """
+    if plan.examined:
+        return plan
+    with Reader(plan.input_files, files) as reader:
+        found = examine(plan, reader)
+    return replace(plan, warnings=(*plan.warnings, *found), examined=True)
 
 
 def examine(plan: MergePlan, reader: Reader) -> tuple[str, ...]:

@@ -19,29 +19,24 @@ from merge_cli.plan import MergePlan
 from merge_cli.stream.checksums import checksum
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.journal import JOURNAL_FILE, Past, Record, distrust, read_journal
+from merge_cli.version import TOOL
 
 # Bytes read back at a time; whole pages of the checksum.
 _READ = 2**20
 
 
-def decisions(plan: MergePlan, tool: str) -> dict[str, Any]:
-    """Return what must be the same for a merge to go on where another has stopped.
-
-    Args:
-        plan: What is to be done.
-        tool: Name and version of this program.
-    """
+def decisions(plan: MergePlan) -> dict[str, Any]:
+    """Return what must be the same for a merge to go on where another has stopped."""
     device = choose_device(plan.device).partition(":")[0]
-    programs = {"tool": tool, "torch": version("torch"), "device": device}
+    programs = {"tool": TOOL, "torch": version("torch"), "device": device}
     return {**programs, "--allow-nonfinite": plan.allow_nonfinite, **plan.decisions}
 
 
-def find_past(folder: Path, wanted: Mapping[str, Any], plan: MergePlan, files: Files) -> Past | None:
+def find_past(folder: Path, plan: MergePlan, files: Files) -> Past | None:
     """Return what an earlier run of the same merge has left; None where there is nothing to go on from.
 
     Args:
         folder: Where its journal lies.
-        wanted: The :func:`decisions` of this run.
         plan: What is to be done.
         files: The system calls to use.
 
@@ -51,7 +46,7 @@ def find_past(folder: Path, wanted: Mapping[str, Any], plan: MergePlan, files: F
     past = read_journal(folder / JOURNAL_FILE, files)
     if past is None or not past.records:
         return None
-    check_same(past, wanted, folder)
+    check_same(past, decisions(plan), folder)
     with writing(folder):
         shards = [(folder / name, shard.size) for output in plan.outputs for name, shard in output.shards]
         wrong = [path for path, size in shards if not path.is_file() or path.stat().st_size != size]

@@ -23,7 +23,7 @@ from merge_cli.stream import Listener, Span, check_fishers, stream
 from merge_cli.text import listed
 from merge_cli.verification.inputs import blame_inputs, compare_inputs, input_notes
 from merge_cli.verification.manifest import Manifest, first_finding
-from merge_cli.version import __version__
+from merge_cli.version import TOOL
 
 # Twice what the file of a recipe may have; all that is wrong in more would take gigabytes to say.
 _MOST_CHARACTERS = 2_000_000
@@ -143,7 +143,7 @@ def _plan_again(made: Manifest, replay: Replay, checkpoint: Checkpoint, threads:
         recipe = _recipe(made, origin)
         return build_plan(recipe, memory=replay.memory, threads=threads, allow_nonfinite=made.allows_nonfinite)
     except RecipeError as error:
-        hint = f"the manifest is damaged, or what {made.tool} wrote is no recipe of merge-cli {__version__}"
+        hint = f"the manifest is damaged, or what {made.tool} wrote is no recipe of {TOOL}"
         raise _hinted(error, hint) from error
     except CheckpointError as error:
         hint = "paths in the recipe start from where the recipe was: give it with --from FOLDER"
@@ -183,8 +183,7 @@ def _sinks(
 
 def _changes(made: Manifest, plan: MergePlan) -> Iterator[str]:
     """Say what of the program is not what it was."""
-    tool = f"merge-cli {__version__}"
-    if made.tool != tool:
-        yield f"made by {made.tool}, computed again by {tool}"
+    if made.tool != TOOL:
+        yield f"made by {made.tool}, computed again by {TOOL}"
     if made.method.version != plan.method.version:
         yield f"{plan.recipe.merge_method} was version {made.method.version} and is {plan.method.version}"

@@ -69,7 +69,7 @@ SEAMS = (
     ("merge_cli.stream.digests", "_advance", "hash"),
     ("merge_cli.checkpoint.files", "Files.sync", "write"),
     ("merge_cli.stream.journal", "Journal.record", "journal"),
-    ("merge_cli.run", "examine", "look"),
+    ("merge_cli.stream.model_similarity", "examine", "look"),
     ("threading", "Condition.wait", "wait"),
     ("threading", "Thread.join", "wait"),
     ("threading", "Thread.run", "rest"),

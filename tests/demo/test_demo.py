@@ -12,7 +12,7 @@ from merge_cli.demo import DemoReport, byte_lm, run_demo
 from merge_cli.demo.recipes import ADDITION, REMOVAL
 from merge_cli.demo.report import spearman
 from merge_cli.errors import RecipeError
-from merge_cli.run import examined
+from merge_cli.stream import examined
 
 _CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yml"))
 _CHECKPOINTS = ["base", "expert-1", "expert-2", "expert-3", "joint"]

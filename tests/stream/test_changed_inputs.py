@@ -12,7 +12,8 @@ import torch
 from merge_cli.checkpoint import Files
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan, build_plan
-from merge_cli.run import examined, measure, merge
+from merge_cli.run import merge
+from merge_cli.stream import diagnose, examined
 from merge_cli.stream.forking import can_fork
 from tests.checkpoints import recipe_over, write_checkpoint
 
@@ -128,7 +129,7 @@ def test_an_input_that_has_changed_since_the_plan_ends_the_merge_without_an_outp
 def test_what_is_only_measured_is_checked_too(tmp_path: Path) -> None:
     planned, path = plan(tmp_path), tmp_path / "one" / "model.safetensors"
     with pytest.raises(CheckpointError, match="has changed since"):
-        measure(planned, files=Changing(lambda: rewrite(path), 3))
+        diagnose(planned, files=Changing(lambda: rewrite(path), 3))
 
 
 def test_a_file_that_is_only_touched_by_readers_has_not_changed(tmp_path: Path) -> None:

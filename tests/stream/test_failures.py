@@ -15,7 +15,8 @@ import yaml
 from merge_cli.checkpoint import Files
 from merge_cli.errors import CheckpointError, MergeError, RecipeError, ResourceError, VerificationError
 from merge_cli.plan import MergePlan, build_plan
-from merge_cli.run import examined, merge
+from merge_cli.run import merge
+from merge_cli.stream import examined
 from tests.checkpoints import read_checkpoint, recipe_over, write_checkpoint
 
 

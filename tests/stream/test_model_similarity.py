@@ -10,7 +10,7 @@ from torch import Tensor
 
 from merge_cli.checkpoint import Files
 from merge_cli.plan import build_plan
-from merge_cli.run import examined
+from merge_cli.stream import examined
 from tests.checkpoints import recipe_over, write_checkpoint, write_header
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from merge_cli.plan import MergePlan, build_plan
-from merge_cli.run import examined, merge
-from merge_cli.stream import engine, page_cache
+from merge_cli.run import merge
+from merge_cli.stream import engine, examined, page_cache
 from tests.checkpoints import recipe_over, write_checkpoint
 from tests.crash.seam import Seam
 

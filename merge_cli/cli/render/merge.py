@@ -19,7 +19,7 @@ from merge_cli.text import count_of, format_bytes, format_count, format_seconds,
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from merge_cli.run import Rehearsal
+    from merge_cli.output import Rehearsal
 
 
 def plan(

@@ -1,0 +1,7 @@
+"""A merge's place on disk: whether it may be written, what is written there, and what an interrupted merge leaves."""
+
+from merge_cli.output.place import check_out, check_weights, keep_or_discard
+from merge_cli.output.rehearse import Rehearsal, rehearse
+from merge_cli.output.write import Options, write_output
+
+__all__ = ["Options", "Rehearsal", "check_out", "check_weights", "keep_or_discard", "rehearse", "write_output"]
