@@ -6,52 +6,59 @@ Matrix products do not (BLAS picks its code by size), and neither do sums over t
 order by shape), so sums over models are added in the order of the models. Sums over elements are taken grain by grain
 in float64 and added up exactly.
 
-What takes most time on the CPU is compiled where the installation found a C compiler (``compiled.py``), and is then
-given numpy's arrays (``arrays.py``). The design had torch alone; but importing it took 0.8 of the 2.2 s that a linear
-merge of a 0.5B model took, and its elementwise operations pass over a block once each: a TIES merge of three models
-took 4.4 s instead of 2.8.
+Every kernel goes to the backend of its arrays (``backend.py``): on the CPU compiled from C (``compiled.py``) or, where
+the installation found no compiler, numpy to the same bytes; torch elsewhere. The design had torch alone; but importing
+it took 0.8 of the 2.2 s that a linear merge of a 0.5B model took, and its elementwise operations pass over a block once
+each: a TIES merge of three models took 4.4 s instead of 2.8.
 """
 
-from merge_cli.kernels.arrays import Array, empty, higher, is_numpy, lower
-from merge_cli.kernels.conversion import PATTERNS, narrow, widen
-from merge_cli.kernels.election import Election, ZeroSum, disjoint_merge, elect_sign
-from merge_cli.kernels.quantile import Found, Search, first_search, gather, join, next_search, sample_size
-from merge_cli.kernels.randomness import Key, drop, keep_mask, make_key
-from merge_cli.kernels.spherical import slerp_coefficients
-from merge_cli.kernels.sums import GRAIN, divisor_of, exact_sums, grain_gram, grain_sums, sum_models, weighted_sum
-from merge_cli.kernels.trimming import keep_at_least
+from merge_cli.kernels import kth_magnitude
+from merge_cli.kernels.backend import Array, Backend, backend_for, backend_of, empty, higher, lower
+from merge_cli.kernels.casts import count_nonfinite, from_float32, to_float32
+from merge_cli.kernels.drop_mask import Key, drop, keep_mask, make_key
+from merge_cli.kernels.numpy_casts import PATTERNS
+from merge_cli.kernels.sign_election import Election, ZeroSum, disjoint_merge, elect_sign, zero_below
+from merge_cli.kernels.slerp import slerp_coefficients
+from merge_cli.kernels.sums import (
+    GRAIN,
+    chunk_gram,
+    chunk_sums,
+    fsum_rows,
+    page_sums,
+    sum_models,
+    weight_sum_or_one,
+    weighted_sum,
+)
 
 __all__ = [
     "GRAIN",
     "PATTERNS",
     "Array",
+    "Backend",
     "Election",
-    "Found",
     "Key",
-    "Search",
     "ZeroSum",
+    "backend_for",
+    "backend_of",
+    "chunk_gram",
+    "chunk_sums",
+    "count_nonfinite",
     "disjoint_merge",
-    "divisor_of",
     "drop",
     "elect_sign",
     "empty",
-    "exact_sums",
-    "first_search",
-    "gather",
-    "grain_gram",
-    "grain_sums",
+    "from_float32",
+    "fsum_rows",
     "higher",
-    "is_numpy",
-    "join",
-    "keep_at_least",
     "keep_mask",
+    "kth_magnitude",
     "lower",
     "make_key",
-    "narrow",
-    "next_search",
-    "sample_size",
+    "page_sums",
     "slerp_coefficients",
     "sum_models",
+    "to_float32",
+    "weight_sum_or_one",
     "weighted_sum",
-    "widen",
+    "zero_below",
 ]

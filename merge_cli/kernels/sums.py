@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from merge_cli.kernels import compiled
-from merge_cli.kernels.arrays import Array, is_numpy
+from merge_cli.kernels import backend
+from merge_cli.kernels.backend import Array, backend_of
 
 GRAIN = 16384
 """Elements that are summed as one; blocks start at multiples of it."""
@@ -23,14 +24,9 @@ def sum_models(rows: Array) -> Array:
         rows: Shape ``(n, numel)``, n at least 1.
 
     Returns:
-        A new tensor of shape ``(numel,)``.
+        A new array of shape ``(numel,)``.
     """
-    if len(rows) == 1:
-        return rows[0].clone()
-    total = rows[0] + rows[1]
-    for row in rows[2:]:
-        total.add_(row)
-    return total
+    return backend_of(rows).sum_models(rows)
 
 
 def weighted_sum(rows: Array | Sequence[Array], weights: Sequence[float]) -> Array:
@@ -46,22 +42,16 @@ def weighted_sum(rows: Array | Sequence[Array], weights: Sequence[float]) -> Arr
     rows = list(rows)
     if len(rows) != len(weights):
         raise ValueError(f"{len(rows)} rows and {len(weights)} weights")
-    if compiled.can_take(*rows):
-        return compiled.weighted_sum(rows, weights)
-    # No add_ with alpha: it rounds once on processors that can, and not elsewhere.
-    total = rows[0] * weights[0]
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total += row * weight
-    return total
+    return backend_of(rows[0]).weighted_sum(rows, weights)
 
 
-def divisor_of(weights: Sequence[float]) -> float:
+def weight_sum_or_one(weights: Sequence[float]) -> float:
     """Return the sum of the weights, to divide by; 1 where they cancel, so that nothing is divided."""
     total = sum(weights)
     return total if abs(total) >= 1e-8 else 1.0
 
 
-def grain_sums(rows: Array) -> Array:
+def chunk_sums(rows: Array) -> Array:
     """Sum each row over runs of :data:`GRAIN` elements, the last run as long as it is.
 
     Args:
@@ -70,21 +60,10 @@ def grain_sums(rows: Array) -> Array:
     Returns:
         Float64 on the CPU, shape ``(n, ceil(numel / GRAIN))``.
     """
-    whole = rows.shape[1] // GRAIN * GRAIN
-    if is_numpy(rows):
-        sums = [rows[:, :whole].reshape(len(rows), -1, GRAIN).sum(axis=2, dtype=np.float64)]
-        if whole < rows.shape[1]:
-            sums.append(rows[:, whole:].sum(axis=1, keepdims=True, dtype=np.float64))
-        return np.concatenate(sums, axis=1)  # type: ignore[return-value]
-    import torch
-
-    parts = [rows[:, :whole].reshape(len(rows), -1, GRAIN).sum(dim=2, dtype=torch.float64)]
-    if whole < rows.shape[1]:
-        parts.append(rows[:, whole:].sum(dim=1, keepdim=True, dtype=torch.float64))
-    return torch.cat(parts, dim=1).cpu()
+    return backend_of(rows).chunk_sums(rows, GRAIN)
 
 
-def grain_gram(first: Array, second: Array) -> Array:
+def chunk_gram(first: Array, second: Array) -> Array:
     """Sum squares and products of two vectors over runs of :data:`GRAIN` elements, in float64.
 
     Args:
@@ -94,22 +73,22 @@ def grain_gram(first: Array, second: Array) -> Array:
     Returns:
         Float64 on the CPU, shape ``(3, ceil(numel / GRAIN))``: squares of the first, of the second, and products.
     """
-    if compiled.can_take(first, second):
-        return compiled.gram(first, second, GRAIN).T  # type: ignore[return-value]
-    import torch
-
-    one, other = first.double(), second.double()
-    if one.device.type != "cpu":
-        return grain_sums(torch.stack([one * one, other * other, one * other]))
-    # Inner products need no temporaries, which takes half the time.
-    runs = zip(torch.split(one, GRAIN), torch.split(other, GRAIN), strict=True)
-    found = [[p.dot(p).item(), q.dot(q).item(), p.dot(q).item()] for p, q in runs]
-    return torch.tensor(found, dtype=torch.float64).reshape(-1, 3).T
+    return backend_of(first).chunk_gram(first, second, GRAIN)
 
 
-def exact_sums(rows: Iterable[Iterable[float]]) -> list[float]:
-    """Add up each row of what :func:`grain_sums` gave for all blocks, without rounding on the way.
+def fsum_rows(rows: Iterable[Iterable[float]]) -> list[float]:
+    """Add up each row of what :func:`chunk_sums` gave for all blocks, without rounding on the way.
 
     The correctly rounded sum does not depend on the order of a row's numbers, hence neither on threads.
     """
     return [math.fsum(row) for row in rows]
+
+
+def page_sums(pages: NDArray[np.uint32], keys: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Sum the words of each page, each times the key of its place, modulo 2^64.
+
+    Args:
+        pages: Shape ``(pages, words)``, contiguous.
+        keys: Shape ``(words,)``.
+    """
+    return backend.CPU.page_sums(pages, keys)

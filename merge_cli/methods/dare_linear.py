@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from merge_cli.kernels import Array, divisor_of, weighted_sum
+from merge_cli.kernels import Array, weight_sum_or_one, weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Density,
@@ -37,7 +37,7 @@ class DareLinearParams(Params):
 
 def dare_linear(block: Block, params: DareLinearParams) -> Array:
     """Return θ₀ + λ sum_i w_i times the randomly dropped, rescaled task vectors."""
-    divisor = divisor_of(params.weight) if params.normalize else 1.0
+    divisor = weight_sum_or_one(params.weight) if params.normalize else 1.0
     factors = rescaling(block, params.density, params.rescale)
     scaled = [params.scale * weight * factor / divisor for weight, factor in zip(params.weight, factors, strict=True)]
     merged = weighted_sum(drop_at_random(block, params.density), scaled)

@@ -9,7 +9,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from merge_cli.kernels import grain_sums, sum_models, weighted_sum
+from merge_cli.kernels import chunk_sums, sum_models, weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Extent,
@@ -93,7 +93,7 @@ def _measure(params: FisherParams) -> Measure:
 def _sums(block: Block, params: FisherParams) -> Tensor:
     raw = torch.vstack([block.fisher, block.base_fisher]) if params.include_base else block.fisher
     wide = raw.double()
-    return grain_sums(torch.vstack([wide, wide * wide]))
+    return chunk_sums(torch.vstack([wide, wide * wide]))
 
 
 def _means_and_norms(totals: Totals, _: FisherParams, sums: list[float]) -> list[tuple[float, float]]:

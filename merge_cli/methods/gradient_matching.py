@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from merge_cli.kernels import grain_sums, weighted_sum
+from merge_cli.kernels import chunk_sums, weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Diagnosis,
@@ -196,7 +196,7 @@ def _sums(block: Block, _: GradientMatchingParams) -> Tensor:
     if block.has(Need.GRADIENTS):
         squares = block.deltas.square()
         rows += [block.gradients * block.deltas, squares * base, squares]
-    return grain_sums(torch.cat(rows))
+    return chunk_sums(torch.cat(rows))
 
 
 def _scales(totals: Totals, params: GradientMatchingParams, sums: list[float]) -> Scales:

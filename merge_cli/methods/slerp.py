@@ -6,7 +6,7 @@ import math
 
 from pydantic import Field
 
-from merge_cli.kernels import Array, grain_gram, slerp_coefficients, weighted_sum
+from merge_cli.kernels import Array, chunk_gram, slerp_coefficients, weighted_sum
 from merge_cli.methods.contract import Block, Extent, Method, Need, Params, Totals, measure_sums
 
 
@@ -23,7 +23,7 @@ def slerp(block: Block, params: SlerpParams) -> Array:
 
 
 def _gram(block: Block, _: SlerpParams) -> Array:
-    return grain_gram(block.base, block.models[0])
+    return chunk_gram(block.base, block.models[0])
 
 
 def _coefficients(_: Totals, params: SlerpParams, sums: list[float]) -> tuple[float, float]:

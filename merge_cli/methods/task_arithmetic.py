@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from merge_cli.kernels import Array, divisor_of, weighted_sum
+from merge_cli.kernels import Array, weight_sum_or_one, weighted_sum
 from merge_cli.methods.contract import Block, Method, Need, Params, Scale, Weights, per_model, unusual_task_weights
 
 
@@ -18,7 +18,7 @@ class TaskArithmeticParams(Params):
 
 def task_arithmetic(block: Block, params: TaskArithmeticParams) -> Array:
     """Return θ₀ + λ sum_i w_i (θ_i - θ₀), the sum divided by sum_i w_i with ``normalize``."""
-    divisor = divisor_of(params.weight) if params.normalize else 1.0
+    divisor = weight_sum_or_one(params.weight) if params.normalize else 1.0
     scaled = [params.scale * weight / divisor for weight in params.weight]
     merged = weighted_sum(block.deltas, scaled)
     merged += block.base

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from merge_cli.kernels import Array, Election, ZeroSum, disjoint_merge, keep_at_least
+from merge_cli.kernels import Array, Election, ZeroSum, disjoint_merge, zero_below
 from merge_cli.methods.contract import (
     Block,
     Density,
@@ -42,7 +42,7 @@ class TiesParams(Params):
 
 def ties(block: Block, params: TiesParams) -> Array:
     """Return θ₀ + λ times the disjoint merge of the trimmed, weighted task vectors."""
-    weighted = keep_at_least(block.deltas, block.measured, params.weight)
+    weighted = zero_below(block.deltas, block.measured, params.weight)
     merged = disjoint_merge(
         weighted, params.weight, by=params.elect, zero_sum=params.zero_sum, normalize=params.normalize
     )

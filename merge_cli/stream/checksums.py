@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from merge_cli.kernels import compiled
+from merge_cli.kernels import page_sums
 
 PAGE_BYTES = 4096
 _WORDS = PAGE_BYTES // 4
@@ -43,12 +43,5 @@ def checksum(view: memoryview, before: int = 0) -> int:
     whole = len(view) // PAGE_BYTES * PAGE_BYTES
     if whole:
         pages = np.frombuffer(view[:whole], dtype="<u4").reshape(-1, _WORDS)
-        before = zlib.crc32(_sums(pages).tobytes(), before)
+        before = zlib.crc32(page_sums(pages, _KEYS).tobytes(), before)
     return zlib.crc32(view[whole:], before) if whole < len(view) else before
-
-
-def _sums(pages: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    if compiled.LIBRARY is not None:
-        return compiled.page_sums(pages, _KEYS)
-    sums: NDArray[np.uint64] = np.einsum("ij,j->i", pages, _KEYS, dtype=np.uint64, casting="unsafe")
-    return sums

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from merge_cli.checkpoint import DType, Reader, Source
 from merge_cli.checkpoint.sources import BlockScaled, StoredTensor
-from merge_cli.kernels import Array, widen
+from merge_cli.kernels import Array, to_float32
 from merge_cli.stream.float_formats import widened
 
 _AT_A_TIME = 2**20
@@ -60,16 +60,16 @@ def decode_rows(
         ]
     dtype = sources[0].dtype
     if sources[0].verbatim and (dtype is not DType.F32 or buffers.device != "cpu"):
-        return widen(read_rows(sources, start, rows.shape[1], reader, buffers), dtype.torch_name, rows, less)
+        return to_float32(read_rows(sources, start, rows.shape[1], reader, buffers), dtype.torch_name, rows, less)
     # What is float32 already, or made so here, needs no second buffer: an array shares its memory with its tensor.
     if buffers.device == "cpu":
         for source, row in zip(sources, rows, strict=True):
             _fill(source, start, row.__array__(), reader)
-        return widen(rows, DType.F32.torch_name, rows, less)
+        return to_float32(rows, DType.F32.torch_name, rows, less)
     made = np.stack([read_numbers(source, start, rows.shape[1], reader) for source in sources])
     import torch
 
-    return widen(torch.from_numpy(made), DType.F32.torch_name, rows, less)
+    return to_float32(torch.from_numpy(made), DType.F32.torch_name, rows, less)
 
 
 def read_rows(sources: Sequence[Source], start: int, count: int, reader: Reader, buffers: Buffers) -> Any:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from merge_cli.checkpoint import DType, to_torch
+from merge_cli.checkpoint import DType
+from merge_cli.kernels import PATTERNS, from_float32, to_float32
 
 Numbers = NDArray[np.float32]
-_IN_NUMPY = {DType.F16: np.float16, DType.F32: np.float32, DType.F64: np.float64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +38,21 @@ def as_float32(raw: bytearray, dtype: DType) -> Numbers:
 
 def widened(raw: bytearray, dtype: DType) -> Numbers:
     """Return numbers as they are stored as float32."""
-    if dtype is DType.BF16:
-        numbers = (np.frombuffer(raw, np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    elif dtype in _IN_NUMPY:
-        with np.errstate(over="ignore"):
-            numbers = np.frombuffer(raw, _IN_NUMPY[dtype]).astype(np.float32)
-    else:
-        import torch
-
-        numbers = torch.frombuffer(raw, dtype=to_torch(dtype)).to(torch.float32).numpy()
-    return numbers
+    return _from_patterns(np.frombuffer(raw, PATTERNS[dtype.torch_name]), dtype)
 
 
 def rounded(numbers: Numbers, dtype: DType) -> Numbers:
     """Return numbers as a dtype would hold them."""
-    if dtype is DType.BF16:
-        bits = numbers.view(np.uint32)
-        kept = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
-        return kept.view(np.float32)
-    if dtype in _IN_NUMPY:
-        with np.errstate(over="ignore"):
-            return numbers.astype(_IN_NUMPY[dtype]).astype(np.float32)
-    import torch
+    held = np.empty(len(numbers), PATTERNS[dtype.torch_name])
+    from_float32(np.ascontiguousarray(numbers), dtype.torch_name, held)  # type: ignore[arg-type]
+    return _from_patterns(held, dtype)
 
-    held: Numbers = torch.from_numpy(numbers).to(to_torch(dtype)).to(torch.float32).numpy()
-    return held
+
+def _from_patterns(stored: NDArray[np.generic], dtype: DType) -> Numbers:
+    out = np.empty((1, len(stored)), np.float32)
+    to_float32(stored[None], dtype.torch_name, out)  # type: ignore[arg-type]
+    row: Numbers = out[0]
+    return row
 
 
 def step(magnitudes: Numbers, dtype: DType) -> Numbers:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merge_cli.checkpoint import DType
-from merge_cli.kernels import PATTERNS, Array, compiled, narrow, widen
+from merge_cli.kernels import PATTERNS, Array, count_nonfinite, from_float32, to_float32
 from merge_cli.methods.contract import Need
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
@@ -17,15 +17,13 @@ from merge_cli.stream.decode import read_rows
 from merge_cli.stream.nonfinite import output_error
 from merge_cli.stream.worker import Worker
 
-_DTYPES = frozenset({DType.BF16, DType.F16, DType.F32})
 _NEEDS = frozenset({Need.BASE, Need.MODELS, Need.DELTAS})
 
 
 def suits(plan: MergePlan) -> bool:
-    """Whether numpy and the compiled kernels can do all of a plan, on the CPU."""
+    """Whether the cpu backend can do all of a plan."""
     return (
-        compiled.LIBRARY is not None
-        and plan.method.numpy
+        plan.method.numpy
         and all(step.numpy for step, _ in plan.prepared_by)
         and plan.needs <= _NEEDS
         and all(_suits(task) for task in plan.tasks)
@@ -36,7 +34,7 @@ def _suits(task: TensorTask) -> bool:
     copied = task.copied
     if copied is not None and copied.verbatim and copied.dtype is task.place.dtype and not task.place.dtype.is_float:
         return True
-    return task.place.dtype in _DTYPES and all(source.dtype in _DTYPES for source in task.sources)
+    return task.place.dtype.is_float and all(source.dtype.is_float for source in task.sources)
 
 
 @dataclass
@@ -48,7 +46,8 @@ class NumpyWorker(Worker):
         dtype = outputs[0].layout.places[task.place.name].dtype
         nbytes = len(result) * dtype.itemsize
         numbers = np.ascontiguousarray(result, dtype=np.float32)
-        wrong = narrow(numbers, dtype.torch_name, self.typed(self._raw_out[:nbytes], dtype))
+        out = self.typed(self._raw_out[:nbytes], dtype)
+        wrong = from_float32(numbers, dtype.torch_name, out)  # type: ignore[arg-type]
         if wrong and not (task.copied is not None and self.plan.allow_nonfinite):
             raise output_error(self.plan, task, self.reader)
         self.put(self._view_out[:nbytes], task, start, outputs)
@@ -57,16 +56,18 @@ class NumpyWorker(Worker):
         """Write a run of a tensor that is copied."""
         source, place = task.copied, task.place
         assert source is not None
-        if not source.verbatim or source.dtype is not place.dtype:
+        if not source.verbatim:
             self.write(self._load_rows("copied", [source], start, count)[0], task, start, self.plan.variants)
             return
         stored = read_rows([source], start, count, self.reader, self)
-        if source.dtype.is_float and not self.plan.allow_nonfinite:
+        cast = source.dtype is not place.dtype
+        if source.dtype.is_float and (cast or not self.plan.allow_nonfinite):
+            self._note_nonfinite(count_nonfinite(stored, source.dtype.torch_name), source)
+        if cast:
             rows = self._rows_of("copied", 1, count)
-            if source.dtype is DType.F32:
-                rows[:] = stored
-                stored = rows
-            self._note_nonfinite(widen(stored, source.dtype.torch_name, rows)[0], source)
+            to_float32(stored, source.dtype.torch_name, rows)
+            self.write(rows[0], task, start, self.plan.variants)
+            return
         self.put(self._view_in[: count * source.dtype.itemsize], task, start, self.plan.variants)
 
     def _raw(self, nbytes: int) -> tuple[NDArray[np.uint8], memoryview]:

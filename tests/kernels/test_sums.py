@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from merge_cli.kernels import GRAIN, divisor_of, exact_sums, grain_gram, grain_sums, sum_models, weighted_sum
+from merge_cli.kernels import GRAIN, chunk_gram, chunk_sums, fsum_rows, sum_models, weight_sum_or_one, weighted_sum
 
 
 def test_models_are_added_with_their_weights() -> None:
@@ -53,31 +53,31 @@ def test_models_are_added_in_their_order() -> None:
 
 
 def test_weights_are_divided_by_unless_they_cancel() -> None:
-    assert divisor_of([0.5, 1.5]) == 2.0
-    assert divisor_of([-1.0, -2.0]) == -3.0
-    assert divisor_of([1.0, -1.0]) == 1.0
+    assert weight_sum_or_one([0.5, 1.5]) == 2.0
+    assert weight_sum_or_one([-1.0, -2.0]) == -3.0
+    assert weight_sum_or_one([1.0, -1.0]) == 1.0
     # 0.1 + 0.2 - 0.3 is 5.6e-17 in floating point.
-    assert divisor_of([0.1, 0.2, -0.3]) == 1.0
-    assert divisor_of([1e-7]) == 1e-7
+    assert weight_sum_or_one([0.1, 0.2, -0.3]) == 1.0
+    assert weight_sum_or_one([1e-7]) == 1e-7
 
 
 def test_elements_are_summed_grain_by_grain() -> None:
     rows = torch.stack([torch.ones(2 * GRAIN + 3), torch.full((2 * GRAIN + 3,), 2.0)])
-    sums = grain_sums(rows)
+    sums = chunk_sums(rows)
     assert sums.dtype == torch.float64
     assert sums.tolist() == [[GRAIN, GRAIN, 3], [2 * GRAIN, 2 * GRAIN, 6]]
 
 
 @pytest.mark.parametrize("numel", [1, GRAIN - 1, GRAIN, GRAIN + 1])
 def test_there_is_a_grain_for_every_begun_run(numel: int) -> None:
-    assert grain_sums(torch.ones(1, numel)).shape == (1, -(-numel // GRAIN))
+    assert chunk_sums(torch.ones(1, numel)).shape == (1, -(-numel // GRAIN))
 
 
 @pytest.mark.parametrize("numel", [1, GRAIN, 2 * GRAIN + 3])
 def test_squares_and_products_are_summed_grain_by_grain_in_float64(numel: int) -> None:
     generator = torch.Generator().manual_seed(numel)
     first, second = torch.randn(2, numel, generator=generator)
-    found = grain_gram(first, second)
+    found = chunk_gram(first, second)
     assert found.shape == (3, -(-numel // GRAIN))
     for sums, one, other in zip(found, (first, second, first), (first, second, second), strict=True):
         products = [p * q for p, q in zip(one.tolist(), other.tolist(), strict=True)]
@@ -87,21 +87,21 @@ def test_squares_and_products_are_summed_grain_by_grain_in_float64(numel: int) -
 
 def test_a_sum_over_elements_is_exact_and_in_any_order_the_same() -> None:
     for order in itertools.permutations((1e16, 1.0, -1e16, 2.0**-60)):
-        assert exact_sums([order]) == [1.0 + 2.0**-60] == [1.0]
-    assert exact_sums([[0.1] * 10, [1.0] * 10]) == [1.0, 10.0]
+        assert fsum_rows([order]) == [1.0 + 2.0**-60] == [1.0]
+    assert fsum_rows([[0.1] * 10, [1.0] * 10]) == [1.0, 10.0]
 
 
 def test_a_sum_over_elements_does_not_depend_on_the_cut_into_blocks() -> None:
     rows = torch.randn(3, 3 * GRAIN + 17, generator=torch.Generator().manual_seed(0))
-    whole = exact_sums(grain_sums(rows).tolist())
+    whole = fsum_rows(chunk_sums(rows).tolist())
     for step in (GRAIN, 2 * GRAIN):
-        blocks = [grain_sums(rows[:, at : at + step].contiguous()) for at in range(0, rows.shape[1], step)]
-        assert exact_sums(torch.cat(blocks, dim=1).tolist()) == whole
-        assert exact_sums(torch.cat(blocks[::-1], dim=1).tolist()) == whole
+        blocks = [chunk_sums(rows[:, at : at + step].contiguous()) for at in range(0, rows.shape[1], step)]
+        assert fsum_rows(torch.cat(blocks, dim=1).tolist()) == whole
+        assert fsum_rows(torch.cat(blocks[::-1], dim=1).tolist()) == whole
 
 
 def test_float32_numbers_are_summed_in_float64() -> None:
     # In float32 ten thousand additions of 1 to 2**24 would all be lost.
     row = torch.ones(1, 10_001)
     row[0, 0] = 2.0**24
-    assert exact_sums(grain_sums(row).tolist()) == [2.0**24 + 10_000]
+    assert fsum_rows(chunk_sums(row).tolist()) == [2.0**24 + 10_000]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge_cli.kernels import grain_sums
+from merge_cli.kernels import chunk_sums
 from merge_cli.methods.contract import Block, Extent, Masks, Measured, Need, Totals, measure_sums
 from tests import oracle
 
@@ -86,7 +86,7 @@ def test_a_measure_of_sums_is_exact_however_many_parts_there_are(threads: int) -
 
 
 def once_and_twice(b: Block, _: Any) -> torch.Tensor:
-    return grain_sums(torch.stack([b.base, 2 * b.base]))
+    return chunk_sums(torch.stack([b.base, 2 * b.base]))
 
 
 def everything_given(totals: Totals, params: Any, sums: list[float]) -> tuple[Any, ...]:

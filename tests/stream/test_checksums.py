@@ -5,7 +5,8 @@ import zlib
 
 import pytest
 
-from merge_cli.kernels import compiled
+from merge_cli.kernels import backend
+from merge_cli.kernels.numpy_backend import NumpyBackend
 from merge_cli.stream.checksums import PAGE_BYTES, checksum
 
 MASK = 2**64 - 1
@@ -14,7 +15,7 @@ MASK = 2**64 - 1
 @pytest.fixture(params=[True, False], autouse=True)
 def compiled_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not request.param:
-        monkeypatch.setattr(compiled, "LIBRARY", None)
+        monkeypatch.setattr(backend, "CPU", NumpyBackend())
 
 
 def key(place: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +15,9 @@ import torch
 import yaml
 
 from merge_cli.errors import CheckpointError, VerificationError
-from merge_cli.kernels import compiled
+from merge_cli.kernels import backend
+from merge_cli.kernels.compiled import LIBRARY
+from merge_cli.kernels.numpy_backend import NumpyBackend
 from merge_cli.methods import find_method
 from merge_cli.methods.contract import Block, Params
 from merge_cli.plan import MergePlan
@@ -24,8 +28,6 @@ from tests.stream.families import every_method, planned, recipe_for
 
 TASK_ARITHMETIC: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": "base"}
 ONE = [{"model": "one", "parameters": {"weight": 0.5}}]
-
-needs_compiled = pytest.mark.skipif(compiled.LIBRARY is None, reason="the kernels were not compiled")
 
 
 def write_pair(folder: Path, **dtypes: torch.dtype) -> None:
@@ -39,35 +41,32 @@ def task_arithmetic(folder: Path, **more: Any) -> MergePlan:
     return planned(folder, {**TASK_ARITHMETIC, "models": ONE, **more}, device="cpu")
 
 
-@needs_compiled
 @pytest.mark.parametrize(("name", "params"), every_method())
 def test_methods_of_operators_and_kernels_need_no_torch(family: Path, name: str, params: Params) -> None:
     assert suits(planned(family, recipe_for(name, params))) == (name not in ("fisher", "gradient_matching"))
 
 
-@needs_compiled
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [(torch.bfloat16, True), (torch.float16, True), (torch.float32, True), (torch.float64, False),
-     (torch.float8_e4m3fn, False), (torch.float8_e5m2, False)],
-)  # fmt: skip
-def test_what_numpy_cannot_hold_is_left_to_torch(tmp_path: Path, dtype: torch.dtype, expected: bool) -> None:
+FLOATS = [
+    torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_no_dtype_needs_torch(tmp_path: Path, dtype: torch.dtype) -> None:
     write_pair(tmp_path, w=torch.bfloat16, v=dtype)
-    assert suits(task_arithmetic(tmp_path)) == expected
-    assert suits(task_arithmetic(tmp_path, exclude=["v"])) == expected
-    write_pair(tmp_path, w=torch.bfloat16, ids=torch.int64, flags=torch.bool, bytes=torch.uint8)
     assert suits(task_arithmetic(tmp_path))
-    name = str(dtype).removeprefix("torch.")
-    assert suits(task_arithmetic(tmp_path, out_dtype=name)) == expected
+    assert suits(task_arithmetic(tmp_path, exclude=["v"]))
+    write_pair(tmp_path, w=torch.bfloat16, ids=torch.int64, flags=torch.bool, bytes=torch.uint8)
+    assert suits(task_arithmetic(tmp_path, out_dtype=str(dtype).removeprefix("torch.")))
 
 
-def test_without_compiled_kernels_everything_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_do_merges_without_compiled_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pair(tmp_path, w=torch.bfloat16)
-    monkeypatch.setattr(compiled, "LIBRARY", None)
-    assert not suits(task_arithmetic(tmp_path))
+    monkeypatch.setattr(backend, "CPU", NumpyBackend())
+    assert suits(task_arithmetic(tmp_path))
 
 
-def test_so_is_a_method_that_does_not_say_it_takes_numpy_s_arrays(
+def test_a_method_that_does_not_say_it_takes_numpy_s_arrays_is_left_to_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_pair(tmp_path, w=torch.bfloat16)
@@ -87,24 +86,28 @@ def test_so_is_a_method_that_does_not_say_it_takes_numpy_s_arrays(
 # --- the same behaviour -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["numpy", "torch"])
+@pytest.fixture(params=["compiled", "numpy", "torch"])
 def _worker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "torch":
-        monkeypatch.setattr(compiled, "LIBRARY", None)
-    elif compiled.LIBRARY is None:
+    if request.param == "compiled" and LIBRARY is None:
         pytest.skip("the kernels were not compiled")
+    if request.param == "numpy":
+        monkeypatch.setattr(backend, "CPU", NumpyBackend())
+    if request.param == "torch":
+        monkeypatch.setattr("merge_cli.stream.engine.suits", lambda plan: False)
 
 
 @pytest.mark.usefixtures("_worker")
-@pytest.mark.parametrize("source", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("target", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("source", FLOATS)
+@pytest.mark.parametrize("target", [str(dtype).removeprefix("torch.") for dtype in FLOATS])
 def test_an_excluded_tensor_is_cast(tmp_path: Path, source: torch.dtype, target: str) -> None:
     write_pair(tmp_path, w=torch.bfloat16, head=source)
     merge(task_arithmetic(tmp_path, exclude=["head"], out_dtype=target), tmp_path / "out", sync=False)
     found = read_checkpoint(tmp_path / "out")
     wanted = getattr(torch, target)
-    assert torch.equal(found["head"], torch.arange(6.0).view(2, 3).to(wanted))
-    assert found["w"].tolist() == [[0.0, 1.5, 3.0], [4.5, 6.0, 7.5]]
+    assert found["head"].dtype is wanted
+    assert found["head"].tolist() == torch.arange(6.0).view(2, 3).tolist()
+    # float8_e5m2 rounds 4.5 and 7.5.
+    assert found["w"].tolist() == torch.tensor([[0.0, 1.5, 3.0], [4.5, 6.0, 7.5]]).to(wanted).tolist()
     assert found["w"].dtype is wanted
 
 
@@ -116,13 +119,14 @@ def spoiled(folder: Path, name: str, tensor: str, value: float, dtype: torch.dty
 
 
 @pytest.mark.usefixtures("_worker")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("where", "tensor"), [("base", "w"), ("one", "w"), ("base", "head")])
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_what_is_not_finite_is_refused_and_named(
     tmp_path: Path, dtype: torch.dtype, where: str, tensor: str, value: float
 ) -> None:
-    spoiled(tmp_path, where, tensor, value, dtype)
+    # float8_e4m3fn has no infinity.
+    spoiled(tmp_path, where, tensor, math.nan if dtype is torch.float8_e4m3fn else value, dtype)
     with pytest.raises(CheckpointError, match=f"'{tensor}' in .*{where}.* holds NaN or infinity"):
         merge(task_arithmetic(tmp_path, exclude=["head"]), tmp_path / "out", sync=False)
     assert not (tmp_path / "out").exists()
@@ -146,6 +150,32 @@ def test_a_number_too_large_for_the_output_is_refused(tmp_path: Path, exclude: l
         merge(task_arithmetic(tmp_path, out_dtype="float16", exclude=exclude), tmp_path / "out", sync=False)
 
 
+@pytest.mark.usefixtures("_worker")
+def test_a_copy_is_judged_by_its_own_dtype(tmp_path: Path) -> None:
+    # 1e300 is beyond float32.
+    for name in ("base", "one"):
+        write_checkpoint(tmp_path / name, {"w": torch.ones(2), "v": torch.tensor([1e300, 1.0], dtype=torch.float64)})
+    merge(task_arithmetic(tmp_path, exclude=["v"], dtype="float64"), tmp_path / "out", sync=False)
+    assert read_checkpoint(tmp_path / "out")["v"].tolist() == [1e300, 1.0]
+    with pytest.raises(VerificationError, match="'v' of the output holds NaN or infinity"):
+        merge(task_arithmetic(tmp_path, exclude=["v"], dtype="bfloat16"), tmp_path / "narrow", sync=False)
+
+
+@pytest.mark.usefixtures("_worker")
+def test_beyond_the_largest_float8_nothing_is_cut_off(tmp_path: Path) -> None:
+    # 448 is the largest; up to 464 numbers round to it.
+    for largest in (464.0, 464.5):
+        for name in ("base", "one"):
+            write_checkpoint(tmp_path / name, {"w": torch.tensor([1.0, largest])})
+        plan = task_arithmetic(tmp_path, out_dtype="float8_e4m3fn")
+        if largest == 464.0:
+            merge(plan, tmp_path / "out", sync=False)
+            assert read_checkpoint(tmp_path / "out")["w"].tolist() == [1.0, 448.0]
+        else:
+            with pytest.raises(VerificationError, match="'w' of the output holds NaN or infinity"):
+                merge(plan, tmp_path / "other", sync=False)
+
+
 # --- torch is not imported --------------------------------------------------------------------------------------------
 
 PROGRAM = """
@@ -160,10 +190,10 @@ print("torch" in sys.modules)
 """
 
 
-@needs_compiled
+@pytest.mark.parametrize("compiled", ["1", "0"])
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp"])
-def test_neither_planning_nor_merging_imports_torch(tmp_path: Path, method: str) -> None:
-    write_pair(tmp_path, w=torch.bfloat16, v=torch.float16, u=torch.float32)
+def test_neither_planning_nor_merging_imports_torch(tmp_path: Path, method: str, compiled: str) -> None:
+    write_pair(tmp_path, **{f"w{number}": dtype for number, dtype in enumerate(FLOATS)})
     recipe: dict[str, Any] = {"merge_method": method, "models": [{"model": str(tmp_path / "one")}]}
     recipe["base_model"] = str(tmp_path / "base")
     if method != "slerp":
@@ -173,11 +203,14 @@ def test_neither_planning_nor_merging_imports_torch(tmp_path: Path, method: str)
     if method == "dare_linear":
         recipe["prepare"] = {"keep_largest": {"density": 0.9}}
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    environment = {**os.environ, "MERGE_CLI_COMPILED": compiled}
     # One thread: in this process, not in one that is forked from it.
     here = ["--quiet", "--device", "cpu", "--threads", "1"]
     for arguments in (["plan", "recipe.yml"], ["merge", "recipe.yml", "out", *here]):
         program = PROGRAM.format(arguments=arguments)
-        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.endswith("False\n")
     assert (tmp_path / "out" / "model.safetensors").exists()

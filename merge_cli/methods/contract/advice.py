@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from merge_cli.kernels import divisor_of
+from merge_cli.kernels import weight_sum_or_one
 
 # Up to here weights of models that are averaged may cancel: 3 is what adding the difference of two models to a third
 # one takes, 1 + 1 - 1.
@@ -45,7 +45,7 @@ def unusual_task_weights(
     if empty:
         of = "any model" if len(empty) == len(density) else f"model {', '.join(empty)} of {len(density)}"
         return f"density is 0, which keeps nothing of the task vector of {of}; 1 keeps all of it"
-    total = abs(scale) * sum(map(abs, weights)) / abs(divisor_of(weights) if normalize else 1.0)
+    total = abs(scale) * sum(map(abs, weights)) / abs(weight_sum_or_one(weights) if normalize else 1.0)
     usual = 2.0 if normalize else max(1.5, 0.5 * len(weights))
     # A billionth, so that weights such as 0.1 three times are not above their own sum.
     if total <= usual * (1 + 1e-9):

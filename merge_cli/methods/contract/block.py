@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from merge_cli.kernels import Array, Key, empty, grain_sums, is_numpy, keep_mask, make_key
+from merge_cli.kernels import Array, Key, backend_of, chunk_sums, keep_mask, make_key
 
 if TYPE_CHECKING:
     import torch
@@ -141,18 +139,14 @@ class Block:
 
     def column(self, values: Sequence[float]) -> Array:
         """Return one number per model as a column, shape ``(n, 1)``, to multiply rows with."""
-        if is_numpy(next(iter(self.inputs.values()))):
-            return np.array(values, dtype=np.float32)[:, None]  # type: ignore[return-value]
-        import torch
-
-        return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None]
+        return backend_of(next(iter(self.inputs.values()))).column(values)
 
     def keep_mask(self, density: Sequence[float]) -> Array:
         """Return random ones and zeros, shape ``(n, numel)``: ones with each model's probability.
 
         The mask of an element depends on seed, model, tensor and the element's index, on nothing else.
         """
-        masks = empty(next(iter(self.inputs.values())), self.n, self.numel)
+        masks = backend_of(next(iter(self.inputs.values()))).empty((self.n, self.numel))
         for model, (kept, row) in enumerate(zip(density, masks, strict=True)):
             keep_mask(self.masks.key(model), self.masks.start, kept, out=row)
         return masks
@@ -163,7 +157,7 @@ class Block:
 
     def add(self, what: str, values: Array) -> None:
         """Add values of shape ``(numel,)`` to a sum over the whole model, for the method's diagnosis."""
-        self.sums.setdefault(what, array("d")).extend(grain_sums(values[None])[0].tolist())
+        self.sums.setdefault(what, array("d")).extend(chunk_sums(values[None])[0].tolist())
 
     def emit(self, what: str, values: Array) -> None:
         """Give a second result of shape ``(numel,)``; it is written where the plan has an output for it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from merge_cli.kernels import Array, exact_sums
+from merge_cli.kernels import Array, fsum_rows
 from merge_cli.methods.contract.block import Block, Need
 
 
@@ -84,7 +84,7 @@ def measure_sums(
     Args:
         needs: What ``sums`` reads.
         over: One tensor, or all together.
-        sums: ``(block, params) -> (k, grains)``: k sums over each grain of a block, as :func:`grain_sums` gives them.
+        sums: ``(block, params) -> (k, grains)``: k sums over each grain of a block, as :func:`chunk_sums` gives them.
         value: ``(totals, params, sums) -> value``: what the measure gives, from the k sums.
     """
 
@@ -101,6 +101,6 @@ def measure_sums(
         return left
 
     def finish(state: tuple[Totals, Any], found: _Sums) -> Measured:
-        return Measured(value(*state, exact_sums(found)))
+        return Measured(value(*state, fsum_rows(found)))
 
     return Measure(needs, over, start, fold, combine, finish)

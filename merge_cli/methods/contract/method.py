@@ -77,7 +77,7 @@ class Method:
         counts: What :meth:`Block.count` counts -> what became of so many elements, to be read behind their number.
         emits: Names of what else it gives, to :meth:`Block.emit`; each may be written as an output of its own.
         numpy: Whether merge and measure also take numpy arrays, so that torch need not be imported for them: they use
-            operators and :mod:`merge_cli.kernels` only, see :mod:`merge_cli.kernels.arrays`.
+            operators and :mod:`merge_cli.kernels` only, see :mod:`merge_cli.kernels.backend`.
         version: Raised whenever results change, so that no interrupted merge continues under another definition.
     """
 

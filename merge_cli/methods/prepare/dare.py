@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from merge_cli.kernels import GRAIN, Array, drop, empty, grain_sums, keep_mask
+from merge_cli.kernels import GRAIN, Array, chunk_sums, drop, empty, keep_mask
 from merge_cli.methods.contract import Block, Extent, Measure, Need, Params, Step, Totals, measure_sums
 
 Rescale = bool | Literal["l1"]
@@ -86,7 +86,7 @@ def measure_l1(density_of: Any) -> Measure:
         magnitudes = empty(block.deltas, 2 * block.n, block.numel)
         magnitudes[: block.n] = abs(block.deltas)
         magnitudes[block.n :] = abs(drop_at_random(block, density_of(params, block.n)))
-        return grain_sums(magnitudes)
+        return chunk_sums(magnitudes)
 
     def value(totals: Totals, params: Any, norms: list[float]) -> list[tuple[float, float]]:
         return list(zip(norms[: totals.n], norms[totals.n :], strict=True))

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from merge_cli.kernels import Array, Found, Search, first_search, gather, join, keep_at_least, next_search, sample_size
+from merge_cli.kernels import Array, kth_magnitude, zero_below
+from merge_cli.kernels.kth_magnitude import Found, Search, sample_size
 from merge_cli.methods.contract import Block, Density, Extent, Measure, Measured, Need, Params, Step, Totals
 
 # Per model: the threshold once it is known, until then how it is looked for, and what that has found.
@@ -29,7 +30,7 @@ class KeepLargestParams(Params):
 
 def keep_largest(block: Block, params: KeepLargestParams) -> Array:
     """Zero all but the entries of largest magnitude."""
-    return keep_at_least(block.deltas, block.measured)
+    return zero_below(block.deltas, block.measured)
 
 
 def measure_thresholds(over: Extent, density_of: Callable[[Any, int], Sequence[float]]) -> Measure:
@@ -46,20 +47,25 @@ def measure_thresholds(over: Extent, density_of: Callable[[Any, int], Sequence[f
     def start(totals: Totals, params: Any) -> _Search | Measured:
         most = _MOST_COLLECTED // totals.n
         densities = density_of(params, totals.n)
-        return _finished([first_search(totals.numel, density, most_collected=most) for density in densities])
+        return _finished([kth_magnitude.start(totals.numel, density, most_collected=most) for density in densities])
 
     def fold(search: _Search, found: _Found | None, block: Block, params: Any) -> _Found:
         rows = zip(search, found or [None] * block.n, block.deltas, strict=True)
-        return [None if isinstance(where, float) else gather(where, so_far, row) for where, so_far, row in rows]
+        return [
+            None if isinstance(where, float) else kth_magnitude.update(where, so_far, row)
+            for where, so_far, row in rows
+        ]
 
     def combine(left: _Found, right: _Found) -> _Found:
-        return [None if a is None or b is None else join(a, b) for a, b in zip(left, right, strict=True)]
+        return [
+            None if a is None or b is None else kth_magnitude.combine(a, b) for a, b in zip(left, right, strict=True)
+        ]
 
     def finish(search: _Search, found: _Found) -> _Search | Measured:
         rows = zip(search, found, strict=True)
         return _finished(
             [
-                where if isinstance(where, float) or so_far is None else next_search(where, so_far)
+                where if isinstance(where, float) or so_far is None else kth_magnitude.refine(where, so_far)
                 for where, so_far in rows
             ]
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from merge_cli.kernels.sparse import true_indexes
+from merge_cli.kernels.numpy_backend import true_indexes
 
 
 @pytest.mark.parametrize("numel", [0, 1, 7, 8, 9, 64, 1003])

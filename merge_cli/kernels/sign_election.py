@@ -1,18 +1,48 @@
-"""Electing one sign per element, and who agrees with it."""
+"""The three steps of TIES: trimming by magnitude, electing one sign per element, summing what agrees with it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
 
-from merge_cli.kernels import compiled
-from merge_cli.kernels.arrays import Array
-from merge_cli.kernels.sums import sum_models, weighted_sum
+import numpy as np
+
+from merge_cli.kernels.backend import Array, backend_of
 
 Election = Literal["mass", "count"]
 ZeroSum = Literal["plus", "none"]
 # A sum of weights that is no farther from zero has cancelled.
 _VANISHES = 1e-8
+# No magnitude is as small.
+_KEEP_ALL = -1.0
+
+
+def zero_below(delta: Array, thresholds: Sequence[float], factors: Sequence[float] | None = None) -> Array:
+    """Zero every entry whose magnitude is below its row's threshold, and multiply each row with its factor.
+
+    Args:
+        delta: Task vectors, shape ``(n, numel)``.
+        thresholds: One per row, representable in float32; 0 keeps all, infinity keeps none. Entries at the threshold
+            are kept.
+        factors: One per row, by default 1.
+
+    Returns:
+        A new array of the same shape.
+
+    Source:
+        The trim step of TIES-Merging, Yadav et al. 2023, section 3, arXiv 2306.01708. The paper leaves ties in
+        magnitude open; here every entry at the threshold is kept, so the result does not depend on order.
+    """
+    backend = backend_of(delta)
+    kept = backend.empty(tuple(delta.shape))
+    for row, out, threshold, factor in zip(delta, kept, thresholds, factors or [1.0] * len(delta), strict=True):
+        if threshold == float("inf"):
+            out[:] = 0
+            continue
+        # The largest magnitude that is dropped: the next smaller float32 makes the comparison inclusive.
+        bound = float(np.nextafter(np.float32(threshold), np.float32(0))) if threshold > 0 else _KEEP_ALL
+        backend.zero_below(row, bound, factor, out)
+    return kept
 
 
 def elect_sign(weighted: Array, *, by: Election, zero_sum: ZeroSum) -> Array:
@@ -30,9 +60,7 @@ def elect_sign(weighted: Array, *, by: Election, zero_sum: ZeroSum) -> Array:
         The elect step of TIES-Merging, Yadav et al. 2023, section 3, arXiv 2306.01708: by mass. The paper does not
         say what a zero sum elects; by its definition of the agreeing set it is nobody.
     """
-    sign = sum_models(weighted if by == "mass" else weighted.sign()).sign_()
-    # sign + 1/2 is positive for 0 and +1 and negative for -1.
-    return sign.add_(0.5).sign_() if zero_sum == "plus" else sign
+    return backend_of(weighted).elect_sign(weighted, by_count=by == "count", plus=zero_sum == "plus")
 
 
 def disjoint_merge(
@@ -59,18 +87,6 @@ def disjoint_merge(
     positive = [weight for weight in weights if weight > 0]
     # Where no weight is negative, a divisor below the least of them belongs to a total of zero.
     least = min(positive, default=1.0) / 2 if min(weights) >= 0 else _VANISHES
-    if compiled.can_take(weighted):
-        return compiled.disjoint_merge(
-            weighted, weights, by_count=by == "count", plus=zero_sum == "plus",
-            least_divisor=least if normalize else None,
-        )  # fmt: skip
-    elected = elect_sign(weighted, by=by, zero_sum=zero_sum)
-    # Folded onto the elected side, agreeing entries are positive, and everything else is cut at zero.
-    folded = weighted.mul_(elected).clamp_(min=0)
-    total = sum_models(folded).mul_(elected)
-    if not normalize:
-        return total
-    divisor = weighted_sum(folded.sign_(), weights)
-    if min(weights) >= 0:
-        return total.div_(divisor.clamp_(min=least))
-    return total.div_(divisor.masked_fill_(divisor.abs() < least, 1.0))
+    return backend_of(weighted).disjoint_merge(
+        weighted, weights, by_count=by == "count", plus=zero_sum == "plus", least_divisor=least if normalize else None
+    )

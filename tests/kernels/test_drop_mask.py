@@ -10,18 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_cli.kernels import Key, keep_mask, make_key
-from merge_cli.kernels.randomness import (
-    Words,
-    _draw_by_numpy,
-    _draw_by_torch,
-    _signed_words,
-    random_words,
-    words_of_run,
-)
+from merge_cli.kernels import Key, hash_words, keep_mask, make_key
+from merge_cli.kernels.hash_words import Words
+from merge_cli.kernels.numpy_backend import NumpyBackend
+from merge_cli.kernels.torch_backend import TorchBackend, signed_words
 from tests import oracle
 
-CPU = torch.device("cpu")
 NUMEL = 2**18
 
 
@@ -29,8 +23,12 @@ def mask(*parts: str | int, density: float, numel: int = NUMEL, start: int = 0) 
     return keep_mask(make_key(*parts), start, density, torch.empty(numel))
 
 
+def words_of_run(key: Key, begin: int, end: int) -> Words:
+    return hash_words.words_of_run(key.first, key.second, begin, end)
+
+
 def words(key: Key, *, numel: int, start: int = 0) -> Words:
-    return random_words(key, np.arange(start, start + numel, dtype=np.uint32))
+    return hash_words.random_words(key.first, key.second, np.arange(start, start + numel, dtype=np.uint32))
 
 
 # --- the hash ---------------------------------------------------------------------------------------------------------
@@ -111,16 +109,19 @@ def test_both_halves_of_a_key_change_every_word() -> None:
 @pytest.mark.parametrize("start", [0, 2**31 - 7, 2**32 - 100])
 def test_torch_computes_the_same_words_as_numpy(start: int) -> None:
     # The code for GPUs, run here: the same bits, read as signed numbers.
-    signed = _signed_words(make_key(3, "w"), torch.arange(start, start + 100)).tolist()
-    assert [word % 2**32 for word in signed] == words(make_key(3, "w"), numel=100, start=start).tolist()
+    key = make_key(3, "w")
+    signed = signed_words(key.first, key.second, torch.arange(start, start + 100)).tolist()
+    assert [word % 2**32 for word in signed] == words(key, numel=100, start=start).tolist()
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 2**31 - 1001, 2**32 - 3001])
 @pytest.mark.parametrize(("first", "rest"), [(0, 1), (0, 2**31), (51, 858993459), (128, 0), (255, 2**32 - 1)])
 def test_torch_draws_the_same_elements_as_numpy(start: int, first: int, rest: int) -> None:
     here, there = torch.empty(3001), torch.empty(3001)
-    _draw_by_numpy(make_key(1, "w"), start, first, rest, here.numpy())
-    _draw_by_torch(make_key(1, "w"), start, first, rest, there)
+    key, own = make_key(1, "w"), make_key(2, "w")
+    keys = (key.first, key.second, own.first, own.second)
+    NumpyBackend().draw(None, keys, start, first, rest, here.numpy())
+    TorchBackend("cpu").draw(None, keys, start, first, rest, there)
     assert torch.equal(here, there)
 
 

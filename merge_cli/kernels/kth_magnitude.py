@@ -8,8 +8,8 @@ misled, or bins are wider than one pattern, another pass looks in a better brack
 nor threads change the result, and neither does the sample.
 
 Measured on one core, ns per element: numpy's partition 1 (torch.kthvalue 11), looking inside a bracket that holds
-5 % with numpy 0.7 (with torch 2.1). So the CPU path looks at tensors through numpy. Bins for every part of a tensor
-cost more than all that: a million of them are 8 MB to clear and to add.
+5 % with numpy 0.7 (with torch 2.1). Bins for every part of a tensor cost more than all that: a million of them are 8 MB
+to clear and to add.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from merge_cli.kernels import compiled
-from merge_cli.kernels.arrays import Array, is_numpy
-from merge_cli.kernels.sparse import true_indexes
+from merge_cli.kernels.backend import Array, backend_of
 
 _BINS = 2**20
 # Up to here bins are cheaper than collecting.
@@ -36,14 +34,14 @@ _SAMPLE = 2**18
 
 
 @dataclass(frozen=True, slots=True)
-class Everything:
+class CollectAll:
     """Collect all magnitudes and take the one of this rank, 1 for the largest."""
 
     rank: int
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampleFirst:
     """Collect some magnitudes to bracket the one of this rank among ``numel``."""
 
     rank: int
@@ -51,7 +49,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Bracket:
+class CountInBracket:
     """Count the patterns ``low`` <= p < ``high``, among which the one of this rank should be."""
 
     rank: int
@@ -70,7 +68,7 @@ class Bracket:
 
 
 @dataclass(slots=True)
-class Tally:
+class BracketCount:
     """What is known of a bracket.
 
     Attributes:
@@ -80,7 +78,7 @@ class Tally:
         counts: How many others lie in each bin; None where all are held.
     """
 
-    bracket: Bracket
+    bracket: CountInBracket
     above: int = 0
     # No list of small arrays: they would lie between the large buffers of others, and keep their memory in pieces.
     inside: array[int] = field(default_factory=lambda: array("i"))
@@ -100,7 +98,7 @@ class Tally:
         self.inside = array("i")
         return self.counts
 
-    def join(self, other: Tally) -> None:
+    def merge(self, other: BracketCount) -> None:
         """Take in what is known from other pieces."""
         self.above += other.above
         if other.counts is not None:
@@ -108,11 +106,11 @@ class Tally:
         self.add(memoryview(other.inside).cast("B"))
 
 
-Search = Everything | Sample | Bracket
-Found = list[Array] | Tally
+Search = CollectAll | SampleFirst | CountInBracket
+Found = list[Array] | BracketCount
 
 
-def first_search(numel: int, density: float, *, most_collected: int) -> Search | float:
+def start(numel: int, density: float, *, most_collected: int) -> Search | float:
     """Return how to look for the magnitude from which the ``int(density * numel)`` largest entries, or one, stay.
 
     Args:
@@ -128,15 +126,15 @@ def first_search(numel: int, density: float, *, most_collected: int) -> Search |
         return 0.0
     if rank == 0:
         return math.inf
-    return Everything(rank) if numel <= most_collected else Sample(rank, numel)
+    return CollectAll(rank) if numel <= most_collected else SampleFirst(rank, numel)
 
 
 def sample_size(search: Search | float) -> int:
     """Return how many entries this round is content with; 0 where it must see all."""
-    return _SAMPLE if isinstance(search, Sample) else 0
+    return _SAMPLE if isinstance(search, SampleFirst) else 0
 
 
-def gather(search: Search, found: Found | None, row: Array) -> Found:
+def update(search: Search, found: Found | None, row: Array) -> Found:
     """Add a piece of the vector to what was found, which is changed in place.
 
     Args:
@@ -144,33 +142,33 @@ def gather(search: Search, found: Found | None, row: Array) -> Found:
         found: What earlier pieces gave; None for the first.
         row: Float32, shape ``(numel,)``.
     """
-    if isinstance(search, Bracket):
-        tally = found if isinstance(found, Tally) else Tally(search)
-        _look(tally, row)
-        return tally
+    if isinstance(search, CountInBracket):
+        count = found if isinstance(found, BracketCount) else BracketCount(search)
+        _look(count, row)
+        return count
     magnitudes = found if isinstance(found, list) else []
     magnitudes.append(abs(row))
     return magnitudes
 
 
-def join(left: Found, right: Found) -> Found:
+def combine(left: Found, right: Found) -> Found:
     """Combine what two sets of pieces gave; the first is changed in place."""
-    if isinstance(left, Tally) and isinstance(right, Tally):
-        left.join(right)
+    if isinstance(left, BracketCount) and isinstance(right, BracketCount):
+        left.merge(right)
     elif isinstance(left, list) and isinstance(right, list):
         left.extend(right)
     return left
 
 
-def next_search(search: Search, found: Found) -> Search | float:
+def refine(search: Search, found: Found) -> Search | float:
     """Return where to look next, or the threshold."""
-    if isinstance(search, Bracket):
-        assert isinstance(found, Tally)
+    if isinstance(search, CountInBracket):
+        assert isinstance(found, BracketCount)
         return _narrowed(search, found)
     assert isinstance(found, list)
-    magnitudes = _joined(found)
-    if isinstance(search, Everything):
-        return _largest(magnitudes, [search.rank])[0]
+    magnitudes = backend_of(found[0]).concatenate(found)
+    if isinstance(search, CollectAll):
+        return backend_of(magnitudes).largest(magnitudes, [search.rank])[0]
     return _bracket(search, magnitudes)
 
 
@@ -185,79 +183,39 @@ def _pattern_of(value: float) -> int:
     return pattern
 
 
-def _joined(pieces: list[Array]) -> Array:
-    if is_numpy(pieces[0]):
-        return np.concatenate(pieces)  # type: ignore[return-value]
-    import torch
-
-    return torch.cat(pieces)
-
-
-def _largest(magnitudes: Array, ranks: list[int]) -> list[float]:
-    """Return the magnitudes of these ranks, 1 for the largest, given in falling order; reorders the magnitudes.
-
-    Integers are partitioned faster than floats, and twice in a row ten times as fast as for two places at once.
-    """
-    places = [len(magnitudes) - rank for rank in ranks]
-    if is_numpy(magnitudes) or magnitudes.is_cpu:
-        numbers = magnitudes if is_numpy(magnitudes) else magnitudes.numpy()
-        patterns, done = numbers.view(np.int32), 0
-        for place in places:
-            patterns[done:].partition(place - done)
-            done = place
-        return [float(numbers[place]) for place in places]
-    return [float(magnitudes.kthvalue(place + 1).values) for place in places]
-
-
-def _bracket(search: Sample, magnitudes: Array) -> Bracket:
+def _bracket(search: SampleFirst, magnitudes: Array) -> CountInBracket:
     """Bracket the wanted rank by what a sample says of it, generously: neighbouring entries are alike."""
     size = len(magnitudes)
     share = search.rank / search.numel
     margin = 12 * math.sqrt(size * share * (1 - share)) + 2
     smaller, larger = math.ceil(share * size + margin), math.floor(share * size - margin)
-    bounds = _largest(magnitudes, [min(smaller, size), max(larger, 1)])
+    bounds = backend_of(magnitudes).largest(magnitudes, [min(smaller, size), max(larger, 1)])
     low = _pattern_of(bounds[0]) if smaller <= size else 0
     high = _pattern_of(bounds[1]) + 1 if larger >= 1 else _ALL_PATTERNS
-    return Bracket(search.rank, low, high)
+    return CountInBracket(search.rank, low, high)
 
 
-def _look(tally: Tally, row: Array) -> None:
+def _look(count: BracketCount, row: Array) -> None:
     """Count what of a piece lies above the bracket, and take in what lies inside."""
-    low, high = tally.bracket.low, tally.bracket.high
-    if compiled.can_take(row):
-        bounds = threshold_of(low), threshold_of(high) if high <= _INFINITY else math.nan
-        above, offsets = compiled.look(row, *bounds)
-        tally.above += above
-        tally.add(offsets.data.cast("B"))
-        return
-    if not row.is_cpu:
-        import torch
-
-        patterns = row.abs().view(torch.int32)
-        tally.above += int((patterns >= high).sum()) if high < _ALL_PATTERNS else 0
-        tally.add((patterns[(patterns >= low) & (patterns < high)] - low).cpu().numpy().tobytes())
-        return
-    magnitudes = row.abs().numpy()
-    inside = magnitudes >= np.float32(threshold_of(low))
-    if high <= _INFINITY:
-        over = magnitudes >= np.float32(threshold_of(high))
-        tally.above += int(np.count_nonzero(over))
-        inside ^= over
-    tally.add((magnitudes[true_indexes(inside)].view(np.int32) - np.int32(low)).tobytes())
+    low, high = count.bracket.low, count.bracket.high
+    bounds = threshold_of(low), threshold_of(high) if high <= _INFINITY else math.nan
+    above, offsets = backend_of(row).in_bracket(row, *bounds)
+    count.above += above
+    count.add(offsets.data.cast("B"))
 
 
-def _narrowed(search: Bracket, tally: Tally) -> Bracket | float:
-    rank = search.rank - tally.above
+def _narrowed(search: CountInBracket, count: BracketCount) -> CountInBracket | float:
+    rank = search.rank - count.above
     if rank < 1:
-        return Bracket(search.rank, search.high, _ALL_PATTERNS)
-    if tally.counts is None:
-        if rank > len(tally.inside):
-            return Bracket(search.rank, 0, search.low)
+        return CountInBracket(search.rank, search.high, _ALL_PATTERNS)
+    if count.counts is None:
+        if rank > len(count.inside):
+            return CountInBracket(search.rank, 0, search.low)
         # Few values make up all of it, which numpy's partition takes ten to thirty times as long for as its sort.
-        return threshold_of(search.low + int(np.sort(tally.inside)[-rank]))
-    from_largest = np.cumsum((tally.bin_all() if tally.inside else tally.counts)[::-1])
+        return threshold_of(search.low + int(np.sort(count.inside)[-rank]))
+    from_largest = np.cumsum((count.bin_all() if count.inside else count.counts)[::-1])
     if rank > from_largest[-1]:
-        return Bracket(search.rank, 0, search.low)
+        return CountInBracket(search.rank, 0, search.low)
     chosen = search.bins - 1 - int(np.searchsorted(from_largest, rank))
     low = search.low + (chosen << search.shift)
-    return threshold_of(low) if search.shift == 0 else Bracket(search.rank, low, low + (1 << search.shift))
+    return threshold_of(low) if search.shift == 0 else CountInBracket(search.rank, low, low + (1 << search.shift))

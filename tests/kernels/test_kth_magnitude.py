@@ -14,8 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge_cli.kernels import first_search, gather, join, next_search, sample_size
-from merge_cli.kernels.quantile import Bracket, Everything, Sample, threshold_of
+from merge_cli.kernels.kth_magnitude import (
+    CollectAll,
+    CountInBracket,
+    SampleFirst,
+    combine,
+    refine,
+    sample_size,
+    start,
+    threshold_of,
+    update,
+)
 
 SMALLEST = 2.0**-149  # the smallest positive float32, a denormal number
 LARGEST = (2 - 2.0**-23) * 2.0**127
@@ -35,7 +44,7 @@ def found(
     most_collected: int = 0,
     sampled: Choose = all_of,
 ) -> float:
-    """Search as a measure does: gather every piece or a sample of them, join, look again, until a number is left.
+    """Search as a measure does: take in every piece or a sample of them, combine, look again, until a number is left.
 
     Args:
         values: The vector.
@@ -46,7 +55,7 @@ def found(
     """
     row = torch.tensor(values, dtype=torch.float32)
     pieces = list(torch.tensor_split(row, sorted(cut % (len(values) + 1) for cut in cuts)))
-    search = first_search(len(values), density, most_collected=most_collected)
+    search = start(len(values), density, most_collected=most_collected)
     rounds = 0
     while not isinstance(search, float):
         seen = sampled(pieces) if sample_size(search) else pieces
@@ -55,10 +64,10 @@ def found(
         for share in (seen[::2], seen[1::2]):
             part = None
             for piece in share:
-                part = gather(search, part, piece)
+                part = update(search, part, piece)
             if part is not None:
                 parts.append(part)
-        search = next_search(search, join(*parts) if len(parts) == 2 else parts[0])
+        search = refine(search, combine(*parts) if len(parts) == 2 else parts[0])
         rounds += 1
         assert rounds < 10
     return search
@@ -194,9 +203,9 @@ def test_whatever_bracket_a_sample_gives_the_search_goes_on_to_the_right_entry()
     edges = [0, *(struct.unpack("<I", struct.pack("<f", x))[0] for x in (1, 2, 3)), 2**31]
     for low, high in itertools.combinations(edges, 2):
         for rank, expected in enumerate([4, 3, 2, 2, 1, 0], start=1):
-            search: Any = Bracket(rank, low, high)
+            search: Any = CountInBracket(rank, low, high)
             for _ in range(8):
-                search = next_search(search, gather(search, None, row))
+                search = refine(search, update(search, None, row))
                 if isinstance(search, float):
                     break
             assert search == expected, (low, high, rank)
@@ -210,21 +219,21 @@ def test_entries_that_pile_up_within_one_wide_bin_are_resolved() -> None:
 
 def test_more_than_two_billion_equal_entries_are_counted() -> None:
     # Frozen layers give a large model billions of zero deltas; here every zero stands for 2**30 of them.
-    search = Bracket(rank=2**33, low=0, high=2**12)
-    parts = [gather(search, None, torch.zeros(4)) for _ in range(2)]
+    search = CountInBracket(rank=2**33, low=0, high=2**12)
+    parts = [update(search, None, torch.zeros(4)) for _ in range(2)]
     for part in parts:
         part.counts *= 2**30
-    assert next_search(search, join(*parts)) == 0.0
+    assert refine(search, combine(*parts)) == 0.0
 
 
 def test_what_is_too_much_to_hold_is_counted_in_bins(monkeypatch: pytest.MonkeyPatch) -> None:
     # Seven patterns may be held. Of three pieces one has more, and two together have.
-    monkeypatch.setattr("merge_cli.kernels.quantile._MOST_INSIDE", 7)
+    monkeypatch.setattr("merge_cli.kernels.kth_magnitude._MOST_INSIDE", 7)
     values = [float(x) for x in range(1, 31)]
-    search: Any = Bracket(12, 0, 2**31)
+    search: Any = CountInBracket(12, 0, 2**31)
     for _ in range(8):
-        pieces = [gather(search, None, torch.tensor(values)[cut]) for cut in (slice(3), slice(3, 9), slice(9, 30))]
-        search = next_search(search, join(join(pieces[0], pieces[1]), pieces[2]))
+        pieces = [update(search, None, torch.tensor(values)[cut]) for cut in (slice(3), slice(3, 9), slice(9, 30))]
+        search = refine(search, combine(combine(pieces[0], pieces[1]), pieces[2]))
         if isinstance(search, float):
             break
     assert search == 19.0
@@ -232,8 +241,8 @@ def test_what_is_too_much_to_hold_is_counted_in_bins(monkeypatch: pytest.MonkeyP
 
 def test_pieces_are_not_modified() -> None:
     row = torch.tensor([3.0, -1.0, 2.0])
-    for search in (Everything(1), Sample(1, 3), Bracket(1, 0, 2**31)):
-        gather(search, None, row)
+    for search in (CollectAll(1), SampleFirst(1, 3), CountInBracket(1, 0, 2**31)):
+        update(search, None, row)
     assert row._version == 0
     assert row.tolist() == [3.0, -1.0, 2.0]
 
@@ -245,13 +254,13 @@ def test_a_bit_pattern_stands_for_its_number(value: float) -> None:
 
 
 def test_no_round_is_needed_to_keep_all_or_none() -> None:
-    assert first_search(10, 1.0, most_collected=100) == 0.0
-    assert first_search(10, 0.0, most_collected=100) == math.inf
+    assert start(10, 1.0, most_collected=100) == 0.0
+    assert start(10, 0.0, most_collected=100) == math.inf
 
 
 def test_only_a_vector_that_is_too_long_is_sampled() -> None:
-    assert first_search(10, 0.5, most_collected=10) == Everything(5)
-    assert first_search(11, 0.5, most_collected=10) == Sample(5, 11)
-    assert sample_size(Everything(5)) == 0
-    assert sample_size(Sample(5, 11)) > 0
-    assert sample_size(Bracket(1, 0, 10)) == 0
+    assert start(10, 0.5, most_collected=10) == CollectAll(5)
+    assert start(11, 0.5, most_collected=10) == SampleFirst(5, 11)
+    assert sample_size(CollectAll(5)) == 0
+    assert sample_size(SampleFirst(5, 11)) > 0
+    assert sample_size(CountInBracket(1, 0, 10)) == 0
