@@ -10,7 +10,7 @@ from merge_cli.checkpoint.layers import layer_positions
 from merge_cli.errors import RecipeError
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Extent, Method, Need, Params
-from merge_cli.plan.blocks import Blocks, choose_blocks
+from merge_cli.plan.blocks import Blocks, bytes_per_element, choose_blocks, unit_of
 from merge_cli.plan.common_names import matched
 from merge_cli.plan.companions import check_kinds, check_shapes, fisher_scales, posterior_prior
 from merge_cli.plan.configs import check_model_types
@@ -157,6 +157,7 @@ def _tasks(recipe: Recipe, inputs: Inputs, names: Names, layout: Layout, method:
                 base_fisher=_of_each([inputs.base_fisher], name)[0] if inputs.base_fisher else None,
                 gradients=_of_each(inputs.gradients, name),
                 params=params,
+                scope=method.scope(params, place.shape),
             )
 
 
@@ -173,13 +174,12 @@ def _check_measures(recipe: Recipe, method: Method, all_params: list[Params]) ->
 
 
 def _blocks(inputs: Inputs, method: Method, merged: list[TensorTask], memory: int, threads: int) -> Blocks:
-    shapes = [task.place.shape for task in merged]
+    n = len(inputs.models)
+    needed = {task.params: method.workspace(task.params, n) for task in merged} if method.workspace else {}
     return choose_blocks(
-        needs=inputs.needs,
-        n=len(inputs.models),
-        scope=method.scope,
-        largest_row=max((shape[-1] for shape in shapes if shape), default=1),
-        largest_tensor=max((task.place.numel for task in merged), default=1),
+        each=bytes_per_element(inputs.needs, n, max(needed.values(), default=None)),
+        units={unit_of(task.scope, task.place.shape) for task in merged},
+        n=n,
         memory=memory,
         threads=threads,
     )

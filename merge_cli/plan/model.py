@@ -10,7 +10,8 @@ from typing import Any
 
 from merge_cli.checkpoint import Checkpoint, DType, FileIdentity, Layout, Source, StoredTensor
 from merge_cli.methods import find_method, find_step
-from merge_cli.methods.contract import Method, Need, Params, Step
+from merge_cli.methods.contract import Method, Need, Params, Scope, Step
+from merge_cli.plan.blocks import block_numel, unit_of
 from merge_cli.plan.outputs import Output, output_decisions, sha256_of
 from merge_cli.recipe import Recipe
 
@@ -28,6 +29,7 @@ class TensorTask:
         base_fisher: Its Fisher in the base.
         gradients: Its gradient in every model, or empty.
         params: The method's parameters for it, in the first of the merged models.
+        scope: What the method must see of it at once.
         twins: The tensor in what else is merged, of one that is copied because no arithmetic makes sense on it. They
             are only compared with it.
     """
@@ -40,6 +42,7 @@ class TensorTask:
     base_fisher: Source | None = None
     gradients: tuple[Source, ...] = ()
     params: Params | None = None
+    scope: Scope = Scope.ELEMENT
     twins: tuple[Source, ...] = ()
 
     @property
@@ -94,7 +97,7 @@ class MergePlan:
         base_scale: The same for the base's Fisher.
         posteriors: For each model whose Fisher file is a posterior precision, the prior precision that is part of it;
             None for the others.
-        block_numel: Elements per block.
+        block_numel: Elements that blocks come close to; see :meth:`block_of`.
         threads: Workers.
         memory_bytes: Budget for all buffers together.
         buffer_bytes: What the buffers will take.
@@ -149,6 +152,10 @@ class MergePlan:
     def merged(self) -> tuple[TensorTask, ...]:
         """The tasks that go through the method."""
         return tuple(task for task in self.tasks if task.copied is None)
+
+    def block_of(self, task: TensorTask) -> int:
+        """Return the elements of a tensor's blocks, whole rows or all of it where the method must see these."""
+        return block_numel(unit_of(task.scope, task.place.shape), task.place.numel, self.block_numel)
 
     @cached_property
     def read_bytes(self) -> int:

@@ -192,7 +192,7 @@ class _Engine:
 
             return job
 
-        seen = shares(tasks, measure, state, self.plan.block_numel)
+        seen = shares(tasks, self.plan, measure, state)
         self.listener.phase("measuring", sum(count for _, spans in seen for _, count in spans))
         jobs = [folding(share) for share in seen]
         parts = self.pool.run(jobs, lambda done: self.listener.advance(*done), lambda worker: found.get(id(worker)))
@@ -235,8 +235,8 @@ class _Engine:
         """Return what of a tensor is not done yet, in ranges."""
         spans = self.done.get(task.place.name)
         if spans is None:
-            return ranges((0, task.place.numel), self.plan.block_numel)
-        return [span for gap in gaps(spans, task.place.numel) for span in ranges(gap, self.plan.block_numel)]
+            return ranges((0, task.place.numel), self.plan.block_of(task))
+        return [span for gap in gaps(spans, task.place.numel) for span in ranges(gap, self.plan.block_of(task))]
 
     def _merging(self) -> Iterator[Job[Worker, list[Record]]]:
         for task in self.plan.tasks:
@@ -269,7 +269,7 @@ class _Engine:
     def _copy(self, worker: Worker, task: TensorTask, span: Span) -> Record:
         worker.expect(task, span)
         worker.begin()
-        for start, count in blocks(span, self.plan.block_numel):
+        for start, count in blocks(span, self.plan.block_of(task)):
             worker.copy(task, start, count)
         worker.forget(task, span, self._followed)
         return worker.record(task, span)
@@ -279,7 +279,7 @@ class _Engine:
         needs = [self.plan.method.needs(params, self.plan.needs) for _, params in each]
         worker.expect(task, span)
         worker.begin()
-        for start, count in blocks(span, self.plan.block_numel):
+        for start, count in blocks(span, self.plan.block_of(task)):
             inputs = self.chain.inputs(worker, task, start, count, self.chain.method_stage, frozenset().union(*needs))
             least = worker.least(task, start, count)
             for (output, params), own in zip(each, needs, strict=True):
@@ -299,7 +299,7 @@ class _Engine:
     ) -> None:
         """Merge a block for one merged model, and write it and what is emitted beside it."""
         block = self.chain.block(inputs, task, start, self.chain.method_stage, output, worker.tally_of(output))
-        result = self.plan.method.merge(block, params)
+        result = self.plan.method.merge(block, params).reshape(-1)
         worker.write(result if least is None else higher(result, least), task, start, [output])
         for what, values in block.emitted.items():
             if (output.name, what) in self.plan.emitted:

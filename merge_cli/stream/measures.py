@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from merge_cli.methods.contract import Measure, Measured, Totals
-from merge_cli.plan import TensorTask
+from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.journal import Span
 from merge_cli.stream.pipeline import Chain, blocks, pieces, ranges
@@ -21,13 +21,13 @@ def first_state(chain: Chain, tasks: Sequence[TensorTask], stage: int, output: O
     return measure.start(totals, chain.params(stage, tasks[0], output))
 
 
-def shares(tasks: Sequence[TensorTask], measure: Measure, state: Any, block_numel: int) -> list[Share]:
+def shares(tasks: Sequence[TensorTask], plan: MergePlan, measure: Measure, state: Any) -> list[Share]:
     """Return what a round sees, cut into what one job sees: a range, or of each tensor the pieces of a sample."""
     wanted, total = measure.sample(state), sum(task.place.numel for task in tasks)
     if wanted:
         return [(task, pieces(task.place.numel, wanted * task.place.numel // total)) for task in tasks]
-    whole = [(task, span) for task in tasks for span in ranges((0, task.place.numel), block_numel)]
-    return [(task, blocks(span, block_numel)) for task, span in whole]
+    whole = [(task, span) for task in tasks for span in ranges((0, task.place.numel), plan.block_of(task))]
+    return [(task, blocks(span, plan.block_of(task))) for task, span in whole]
 
 
 def fold(
@@ -58,7 +58,7 @@ def measure_alone(chain: Chain, worker: Worker, task: TensorTask, stage: int, ou
     state = first_state(chain, [task], stage, output, measure)
     while not isinstance(state, Measured):
         part: Any = None
-        for share in shares([task], measure, state, chain.plan.block_numel):
+        for share in shares([task], chain.plan, measure, state):
             part = fold(chain, worker, stage, output, measure, state, share, part)
         state = measure.finish(state, part)
     return state.value

@@ -160,4 +160,5 @@ class Chain:
         """Return a block of inputs as a stage sees it, for one merged model; ``tally`` takes what is counted."""
         masks = Masks(self.plan.recipe.seed, stage, task.place.name, len(task.models), start, task.place.numel)
         posterior = tuple(prior is not None for prior in self.plan.posteriors)
-        return Block(inputs, masks, self._measured(stage, task, output), posterior, tally.counts, tally.sums)
+        value = self._measured(stage, task, output)
+        return Block(inputs, masks, value, posterior, tally.counts, tally.sums, shape=task.place.shape)

@@ -53,9 +53,9 @@ class Worker(abc.ABC):
 
     def __post_init__(self) -> None:
         """Allocate the raw buffers: for a block of every model as it is stored, and for one of the output."""
-        self._numel = min(self.plan.block_numel, max(task.place.numel for task in self.plan.tasks))
-        stored = (sum(source.itemsize for source in _longest(task)) for task in self.plan.tasks)
-        self._raw_in, self._view_in = self._raw(self._numel * max(stored))
+        self._numel = max(self.plan.block_of(task) for task in self.plan.tasks)
+        sizes = (self.plan.block_of(task) * sum(s.itemsize for s in _longest(task)) for task in self.plan.tasks)
+        self._raw_in, self._view_in = self._raw(max(sizes))
         self._raw_out, self._view_out = self._raw(self._numel * _WIDEST)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from merge_cli.errors import ResourceError
 from merge_cli.kernels import GRAIN
 from merge_cli.methods.contract import Need, Scope
-from merge_cli.plan.blocks import Blocks, choose_blocks
+from merge_cli.plan.blocks import Blocks, block_numel, bytes_per_element, choose_blocks, unit_of
 
 NEEDS = st.frozensets(st.sampled_from(list(Need)), min_size=1)
 ROWS_PER_MODEL = {Need.MODELS, Need.DELTAS, Need.FISHER, Need.CURVATURE, Need.GRADIENTS}
@@ -18,10 +18,9 @@ ROWS_PER_MODEL = {Need.MODELS, Need.DELTAS, Need.FISHER, Need.CURVATURE, Need.GR
 def choose(
     memory: int, *, threads: int = 1, scope: Scope = Scope.ELEMENT, row: int = 1000, tensor: int = 10**9
 ) -> Blocks:
-    needs = frozenset({Need.BASE, Need.DELTAS})
-    return choose_blocks(
-        needs=needs, n=3, scope=scope, largest_row=row, largest_tensor=tensor, memory=memory, threads=threads
-    )
+    each = bytes_per_element(frozenset({Need.BASE, Need.DELTAS}), 3)
+    units = [unit_of(scope, (-(-tensor // row), row) if tensor > row else (tensor,))]
+    return choose_blocks(each=each, units=units, n=3, memory=memory, threads=threads)
 
 
 @given(
@@ -38,10 +37,10 @@ def test_what_is_chosen_never_exceeds_the_budget(
 ) -> None:
     tensor = row * rows
 
+    unit = unit_of(scope, (rows, row))
+
     def chosen(budget: int) -> Blocks:
-        return choose_blocks(
-            needs=needs, n=n, scope=scope, largest_row=row, largest_tensor=tensor, memory=budget, threads=threads
-        )
+        return choose_blocks(each=bytes_per_element(needs, n), units=[unit], n=n, memory=budget, threads=threads)
 
     try:
         blocks = chosen(memory)
@@ -52,17 +51,18 @@ def test_what_is_chosen_never_exceeds_the_budget(
         assert chosen(wanted).threads >= 1
         return
     assert 1 <= blocks.threads <= threads
-    assert blocks.numel >= 1
+    numel = block_numel(unit, tensor, blocks.numel)
+    assert numel >= 1
     assert blocks.buffer_bytes <= memory
     # At the very least a worker holds one float32 row for each thing read.
     held = len(needs & ROWS_PER_MODEL) * n
-    assert blocks.threads * blocks.numel * 4 * held <= memory
+    assert blocks.threads * numel * 4 * held <= memory
     if scope is Scope.ELEMENT:
-        assert blocks.numel % GRAIN == 0 or blocks.numel >= tensor
+        assert numel % GRAIN == 0 or numel == tensor
     if scope is Scope.ROW:
-        assert blocks.numel % row == 0
+        assert numel % row == 0
     if scope is Scope.TENSOR:
-        assert blocks.numel == tensor
+        assert numel == tensor
 
 
 def test_a_budget_that_is_too_small_is_an_error_that_says_how_much_is_needed() -> None:

@@ -3,7 +3,7 @@
 from merge_cli.methods.contract.advice import unusual_average, unusual_task_weights
 from merge_cli.methods.contract.block import Block, Masks, Need
 from merge_cli.methods.contract.measure import Extent, Measure, Measured, Totals, measure_sums
-from merge_cli.methods.contract.method import Diagnosis, Method, Scope, Step
+from merge_cli.methods.contract.method import Diagnosis, Method, Scope, Step, element_wise
 from merge_cli.methods.contract.params import (
     Density,
     Params,
@@ -32,6 +32,7 @@ __all__ = [
     "Step",
     "Totals",
     "Weights",
+    "element_wise",
     "field_default",
     "is_constant",
     "is_per_model",

@@ -68,6 +68,8 @@ class Block:
         counts: What :meth:`count` collected.
         sums: What :meth:`add` collected.
         emitted: What :meth:`emit` was given.
+        shape: The shape of the whole tensor. In ROW scope a block holds whole rows of ``shape[-1]`` elements, in TENSOR
+            scope all of it.
     """
 
     inputs: Mapping[Need, Array]
@@ -77,6 +79,7 @@ class Block:
     counts: Counter[str] = field(default_factory=Counter)
     sums: dict[str, array[float]] = field(default_factory=dict)
     emitted: dict[str, Array] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
 
     @property
     def models(self) -> Array:

@@ -46,6 +46,11 @@ def _never(_: Any) -> bool:
     return False
 
 
+def element_wise(params: Any, shape: tuple[int, ...]) -> Scope:
+    """Return the scope of a method that sees any run of elements of any tensor."""
+    return Scope.ELEMENT
+
+
 def _usual(_: Any) -> str:
     return ""
 
@@ -59,7 +64,7 @@ class Method:
     """A merge method.
 
     Attributes:
-        merge: ``(block, params) -> merged``, shape ``(numel,)`` (or ``(rows, columns)`` flattened, in ROW scope).
+        merge: ``(block, params) -> merged``, shape ``(numel,)`` or ``(rows, columns)``.
         params: The type of its parameters.
         needs: ``(params, given) -> what merge and measure read``; ``given`` are the inputs that the recipe names.
         summary: One line.
@@ -67,7 +72,10 @@ class Method:
         source: The paper.
         differs: What other tools' method of this name does differently; empty where nothing.
         models: The fewest and the most models it takes (None: any number), the base not counted where it is needed.
-        scope: What a block must hold at least.
+        scope: ``(params, shape) -> Scope``: what a block of a tensor of this shape must hold at least. A method of
+            whole matrices may take embeddings, and all that is no matrix, element by element: blocks are small then.
+        workspace: ``(params, n) -> float32 numbers per element of a block`` that merge and measure take beside their
+            inputs, at their peak, the result included; None for as much again as the inputs.
         measure: ``params -> Measure``, None where the parameters given need none.
         copies: ``params -> bool``: whether the result is the only model itself, so that its bytes can be copied.
         caution: ``params -> str``: what is unusual about the parameters, such as the total weight; empty where nothing
@@ -89,7 +97,8 @@ class Method:
     source: str
     differs: str = ""
     models: tuple[int, int | None] = (1, None)
-    scope: Scope = Scope.ELEMENT
+    scope: Callable[[Any, tuple[int, ...]], Scope] = element_wise
+    workspace: Callable[[Any, int], float] | None = None
     measure: Callable[[Any], Measure | None] = _no_measure
     copies: Callable[[Any], bool] = _never
     caution: Callable[[Any], str] = _usual
