@@ -13,7 +13,7 @@ from merge_cli.checkpoint import Files, Staging
 from merge_cli.output import Options, check_out, check_weights, keep_or_discard, write_output
 from merge_cli.plan import MergePlan, refuse_warnings
 from merge_cli.report import MergeReport, finished, merge_report, unchanged_report
-from merge_cli.stream import Listener, examined, find_past
+from merge_cli.stream import Listener, read_state, with_sample_warnings
 
 
 def merge(
@@ -26,6 +26,7 @@ def merge(
     sync: bool = True,
     processes: bool = False,
     input_digests: bool = True,
+    sample_warnings: bool = True,
     listener: Listener | None = None,
     files: Files | None = None,
 ) -> MergeReport:
@@ -45,6 +46,8 @@ def merge(
         input_digests: Whether the manifest records the SHA-256 of every input file that is read. One that was not
             hashed before is hashed meanwhile, half a second to a second of a core per gigabyte, and its digest is kept
             in the user's cache folder, so that it costs nothing the next time.
+        sample_warnings: Whether to look for warnings in a sample of the models' numbers before the work; False where
+            the plan is from :func:`with_sample_warnings`.
         listener: Is told how the work goes.
         files: The system calls to use.
 
@@ -61,12 +64,13 @@ def merge(
     if digests is not None:
         check_weights(plan, out, digests, files)
         return unchanged_report(plan, out, digests, seconds=time.perf_counter() - began, left=staging.left)
-    plan = examined(plan, files=files)
+    if sample_warnings:
+        plan = with_sample_warnings(plan, files=files)
     if strict:
         refuse_warnings(plan)
     options = Options(sync=sync, processes=processes, input_digests=input_digests, listener=listener)
     with staging.open(clear=restart) as folder:
-        past = find_past(folder, plan, files)
+        past = read_state(folder, plan, files)
         try:
             if past is None:
                 staging.clear()

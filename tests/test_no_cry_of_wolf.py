@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.plan import build_plan
-from merge_cli.stream import examined
+from merge_cli.stream import with_sample_warnings
 from tests.checkpoints import recipe_over
 from tests.models import FAMILIES
 
@@ -26,5 +26,7 @@ def test_a_family_and_a_sensible_recipe_give_no_warning(family: str, tmp_path: P
     for method, parameters in RECIPES.items():
         models = [{"model": name, "parameters": parameters} for name in ("ft1", "ft2")]
         base = {} if method == "linear" else {"base_model": "base"}
-        plan = examined(build_plan(recipe_over(tmp_path, {"merge_method": method, "models": models, **base})))
+        plan = with_sample_warnings(
+            build_plan(recipe_over(tmp_path, {"merge_method": method, "models": models, **base}))
+        )
         assert (method, plan.warnings, plan.notes) == (method, (), ())

@@ -18,7 +18,7 @@ from merge_cli.errors import CheckpointError, MergeError, RecipeError, ResourceE
 from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport
 from merge_cli.run import merge
-from merge_cli.stream import examined
+from merge_cli.stream import with_sample_warnings
 from merge_cli.stream.forking import can_fork
 from merge_cli.stream.journal import read_journal
 from tests.checkpoints import write_checkpoint
@@ -148,12 +148,12 @@ def test_a_bit_that_changed_in_what_a_stopped_run_has_written_is_found_and_merge
     past = read_journal(out.with_name("out.partial") / ".journal")
     assert past is not None
     record = past.records[place]
-    where = plan.layout.places[record.tensor]
+    where = plan.layout.targets[record.tensor]
     shard = out.with_name("out.partial") / where.file.name
     flip(shard, where.offset + (record.start + record.count - 1) * where.dtype.itemsize)
     report = merge(plan, out)
     kept = [each for each in past.records if each is not record]
-    assert report.resumed_bytes == sum(each.count * plan.layout.places[each.tensor].dtype.itemsize for each in kept)
+    assert report.resumed_bytes == sum(each.count * plan.layout.targets[each.tensor].dtype.itemsize for each in kept)
     assert len([warning for warning in report.warnings if "had changed since and were merged again" in warning]) == 1
     assert contents(out) == contents(tmp_path / "whole" / "out")
 
@@ -167,8 +167,8 @@ def test_a_bit_that_changed_in_the_posterior_precision_is_found_too(models: Path
     past = read_journal(out.with_name("out.partial") / ".journal")
     assert past is not None
     precision = next(output.layout for output in plan.outputs if output.name == "precision")
-    record = next(each for each in past.records if each.tensor in precision.places)
-    where = precision.places[record.tensor]
+    record = next(each for each in past.records if each.tensor in precision.targets)
+    where = precision.targets[record.tensor]
     flip(out.with_name("out.partial") / "precision" / where.file.name, where.offset + 4 * record.start)
     assert any("had changed since" in warning for warning in merge(plan, out).warnings)
     assert contents(out) == contents(tmp_path / "whole" / "out")
@@ -185,13 +185,13 @@ def flip(path: Path, offset: int) -> None:
 
 def test_no_finished_range_is_computed_again(models: Path, tmp_path: Path) -> None:
     # Looked at before, which reads a sample.
-    plan = examined(planned(models, RECIPES["linear"], threads=1))
+    plan = with_sample_warnings(planned(models, RECIPES["linear"], threads=1))
     whole, first, second = Seam(), StopAfter(20), Seam()
     # Digests of inputs are of all of them.
-    merge(plan, tmp_path / "whole" / "out", files=whole, input_digests=False)
+    merge(plan, tmp_path / "whole" / "out", files=whole, input_digests=False, sample_warnings=False)
     with pytest.raises(Stopped):
-        merge(plan, tmp_path / "out", files=first, input_digests=False)
-    merge(plan, tmp_path / "out", files=second, input_digests=False)
+        merge(plan, tmp_path / "out", files=first, input_digests=False, sample_warnings=False)
+    merge(plan, tmp_path / "out", files=second, input_digests=False, sample_warnings=False)
     once = written_ranges(whole)
     assert len(once) == sum(map(is_block, whole.made))
     # The block at which it was stopped, and those before it in its range, are the only ones written twice.
@@ -219,7 +219,7 @@ def test_a_merge_that_failed_for_want_of_space_goes_on_when_there_is_some(models
         f"what is done is kept in {tmp_path}/out.partial: the same command goes on from there"
     ]
     report = merge(plan, tmp_path / "out")
-    assert report.resumed_bytes == sum(task.place.nbytes for task in plan.tasks)
+    assert report.resumed_bytes == sum(task.target.nbytes for task in plan.tasks)
 
 
 def test_after_the_device_has_failed_only_what_was_synced_before_counts(models: Path, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_an_output_that_appears_meanwhile_costs_no_work(models: Path, tmp_path: 
     merge(planned(models, RECIPES["linear"]), tmp_path / "older")
     with pytest.raises(RecipeError, match="out exists"):
         merge(plan, tmp_path / "out", files=Appearing())
-    assert merge(plan, tmp_path / "out", force=True).resumed_bytes == sum(task.place.nbytes for task in plan.tasks)
+    assert merge(plan, tmp_path / "out", force=True).resumed_bytes == sum(task.target.nbytes for task in plan.tasks)
 
 
 def test_a_merge_that_was_stopped_while_it_cleared_up_is_not_in_its_own_way(models: Path, tmp_path: Path) -> None:
@@ -381,9 +381,9 @@ def test_another_version_of_the_method_or_the_program_does_not_go_on(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped(planned(models, TIES, threads=1), tmp_path / "out", 20)
-    other = examined(planned(models, TIES))
+    other = with_sample_warnings(planned(models, TIES))
     monkeypatch.setitem(other.__dict__, "method", replace(other.method, version="next"))
-    assert "method was ties 2 and is ties next" in refused(other, tmp_path / "out")
+    assert "method was ties 2 and is ties next" in refused(other, tmp_path / "out", sample_warnings=False)
     monkeypatch.setattr("merge_cli.stream.resume.TOOL", "merge-cli 99")
     assert "and is merge-cli 99" in refused(planned(models, TIES), tmp_path / "out")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.errors import CheckpointError
 
 # Some 90,000 tensors take as much.
@@ -56,7 +56,7 @@ def read_archive(path: Path, files: Files, *, hint: str) -> Archive:
     Raises:
         CheckpointError: If it is not in torch's zip format, is damaged, or has a compressed member.
     """
-    with reading(path):
+    with read_errors(path):
         fd = files.open_read(path)
         try:
             stat = files.stat(fd)

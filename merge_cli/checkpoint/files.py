@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from merge_cli.checkpoint.os_errors import reading, writing
+from merge_cli.checkpoint.os_errors import read_errors, write_errors
 from merge_cli.checkpoint.syscalls import SystemCalls
 from merge_cli.errors import CheckpointError
 
@@ -32,7 +32,7 @@ class Files(SystemCalls):
         """
         _check_bytes(view)
         done = 0
-        with reading(path):
+        with read_errors(path):
             while done < len(view):
                 count = self.pread(fd, view[done : done + _MOST_PER_CALL], offset + done)
                 if count <= 0:
@@ -80,7 +80,7 @@ class Files(SystemCalls):
     @contextlib.contextmanager
     def _opened(self, path: Path) -> Iterator[tuple[int, int]]:
         """Yield the descriptor and the size of a file that is only read."""
-        with reading(path):
+        with read_errors(path):
             fd = self.open_read(path)
             try:
                 yield fd, self.stat(fd).st_size
@@ -112,7 +112,7 @@ class Files(SystemCalls):
         """
         _check_bytes(view)
         done = 0
-        with writing(path):
+        with write_errors(path):
             while done < len(view):
                 count = self.pwrite(fd, view[done : done + _MOST_PER_CALL], offset + done)
                 if count <= 0:
@@ -121,7 +121,7 @@ class Files(SystemCalls):
 
     def sync_folder(self, folder: Path) -> None:
         """Make the names in a folder durable."""
-        with writing(folder):
+        with write_errors(folder):
             fd = self.open_folder(folder)
             try:
                 self.sync(fd)
@@ -133,7 +133,7 @@ class Files(SystemCalls):
         self._write_new(path, len(content), [memoryview(content)], sync=sync)
 
     def _write_new(self, path: Path, size: int, parts: Iterable[memoryview], *, sync: bool) -> None:
-        with writing(path):
+        with write_errors(path):
             fd = self.open_write(path)
             try:
                 self.reserve(fd, size)

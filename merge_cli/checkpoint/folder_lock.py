@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.os_errors import writing
+from merge_cli.checkpoint.os_errors import write_errors
 from merge_cli.errors import BusyError, RecipeError, ResourceError
 
 LOCK = ".lock"
@@ -18,7 +18,7 @@ _ASIDE = "move it away, or choose another name for the output"
 
 
 @contextlib.contextmanager
-def locked(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
+def lock_folder(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
     """Make a folder, or take one that an earlier run has left, and yield the lock, which is held until the end.
 
     Args:
@@ -32,7 +32,7 @@ def locked(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
         BusyError: If another process holds it.
         ResourceError: If it cannot be made.
     """
-    with writing(folder):
+    with write_errors(folder):
         if folder.is_symlink():
             raise RecipeError(f"{folder} is a link, which no earlier {run} has made", hint=_ASIDE)
         files.make_folder(folder)
@@ -40,16 +40,16 @@ def locked(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
             raise RecipeError(f"{folder} is in the way, and no earlier {run} has made it", hint=_ASIDE)
         fd = files.open_write(folder / LOCK)
     try:
-        with writing(folder):
+        with write_errors(folder):
             # Its holder may have committed between our opening and locking it, and its name gone with the folder.
-            if not files.lock(fd) or not is_in(fd, folder):
+            if not files.lock(fd) or not holds_lock(fd, folder):
                 raise BusyError(busy, hint="wait for it, or stop it")
         try:
             files.write_all(fd, memoryview(_MARK), 0, folder / LOCK)
         except ResourceError:
             with contextlib.suppress(OSError):
-                if files.names(folder) == [LOCK]:
-                    discard_locked(folder, fd, files)
+                if files.list_names(folder) == [LOCK]:
+                    remove_locked_folder(folder, fd, files)
             raise
         yield fd
     finally:
@@ -60,7 +60,7 @@ def locked(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[int]:
 
 def may_take(folder: Path, files: Files) -> bool:
     """Whether a folder is empty, but for a lock that is empty too, or holds the lock file of a run of this program."""
-    names = files.names(folder)
+    names = files.list_names(folder)
     return not names or (LOCK in names and (is_marked(folder) or (len(names) == 1 and _is_empty(folder / LOCK))))
 
 
@@ -81,7 +81,7 @@ def _is_empty(path: Path) -> bool:
     return path.is_file() and not path.is_symlink() and path.stat().st_size == 0
 
 
-def is_in(lock: int, folder: Path) -> bool:
+def holds_lock(lock: int, folder: Path) -> bool:
     """Whether an open lock file is that of a folder."""
     try:
         return os.path.samestat(os.fstat(lock), (folder / LOCK).stat())
@@ -89,15 +89,15 @@ def is_in(lock: int, folder: Path) -> bool:
         return False
 
 
-def clear_locked(folder: Path, files: Files) -> None:
+def clear_locked_folder(folder: Path, files: Files) -> None:
     """Remove all but the lock from a folder that is locked.
 
     Raises:
         ResourceError: If it cannot be removed.
     """
-    with writing(folder):
+    with write_errors(folder):
         # A journal, a hidden file, comes first: without it nothing counts as done.
-        for name in files.names(folder):
+        for name in files.list_names(folder):
             path = folder / name
             if name == LOCK:
                 continue
@@ -107,15 +107,15 @@ def clear_locked(folder: Path, files: Files) -> None:
                 files.remove(path)
 
 
-def discard_locked(folder: Path, lock: int, files: Files) -> None:
+def remove_locked_folder(folder: Path, lock: int, files: Files) -> None:
     """Remove a folder and what is in it, as far as the system lets it; never one that is not, or no longer, locked.
 
     The lock goes last: until then no other process can take the folder, and whatever kills this one on the way leaves
     a folder that the next run knows for one of its kind.
     """
-    if not is_in(lock, folder):
+    if not holds_lock(lock, folder):
         return
     with contextlib.suppress(OSError, ResourceError):
-        clear_locked(folder, files)
+        clear_locked_folder(folder, files)
         files.remove(folder / LOCK)
         files.remove_empty_folder(folder)

@@ -17,7 +17,7 @@ from typing import Any
 from merge_cli.checkpoint.bounded_json import is_text, parse_json
 from merge_cli.checkpoint.dtypes import DType
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.checkpoint.samples import sample_digest
 from merge_cli.checkpoint.sources import StoredTensor
 from merge_cli.errors import CheckpointError
@@ -78,10 +78,10 @@ def read_header(path: Path, files: Files) -> Header:
     Raises:
         CheckpointError: If the file is missing, truncated, or its header is not that of a sound safetensors file.
     """
-    with reading(path):
+    with read_errors(path):
         fd = files.open_read(path)
     try:
-        with reading(path):
+        with read_errors(path):
             stat = files.stat(fd)
         if stat.st_size < 8:
             raise _damaged(path, f"it has {stat.st_size} bytes, fewer than the 8 that hold the header's length")

@@ -35,7 +35,7 @@ class Layout:
         return sum(shard.size for shard in self.shards)
 
     @cached_property
-    def places(self) -> Mapping[str, StoredTensor]:
+    def targets(self) -> Mapping[str, StoredTensor]:
         """Tensor name -> where it lies."""
         return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
 
@@ -43,14 +43,14 @@ class Layout:
         """Return ``model.safetensors.index.json`` the way transformers writes it; None for a single file."""
         if len(self.shards) == 1:
             return None
-        total = sum(tensor.nbytes for tensor in self.places.values())
-        parameters = sum(tensor.numel for tensor in self.places.values())
-        weight_map = {name: self.places[name].file.name for name in sorted(self.places)}
+        total = sum(tensor.nbytes for tensor in self.targets.values())
+        parameters = sum(tensor.numel for tensor in self.targets.values())
+        weight_map = {name: self.targets[name].file.name for name in sorted(self.targets)}
         content = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": weight_map}
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def lay_out(
+def plan_shards(
     tensors: Iterable[tuple[str, DType, tuple[int, ...]]], *, shard_bytes: int, metadata: Mapping[str, str]
 ) -> Layout:
     """Distribute tensors over shards of at most ``shard_bytes`` in the order given, the way transformers does.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.folder_lock import LOCK, discard_locked, is_marked, locked
+from merge_cli.checkpoint.folder_lock import LOCK, is_marked, lock_folder, remove_locked_folder
 from merge_cli.checkpoint.staging import check_replaceable
 from merge_cli.errors import MergeError
 
@@ -61,8 +61,8 @@ def remove_leftover(leftover: Leftover) -> bool:
         if folder.suffix == _REPLACED:
             files.remove_folder(folder)
         else:
-            with locked(folder, files, run="run", busy=f"another process is writing {folder}") as lock:
-                discard_locked(folder, lock, files)
+            with lock_folder(folder, files, run="run", busy=f"another process is writing {folder}") as lock:
+                remove_locked_folder(folder, lock, files)
     return not folder.exists()
 
 

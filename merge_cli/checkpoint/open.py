@@ -12,9 +12,9 @@ from merge_cli.checkpoint.checkpoint import Checkpoint
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.foreign import refuse_factors, refuse_foreign_file
 from merge_cli.checkpoint.header import Header
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.checkpoint.quantised import check_plain
-from merge_cli.checkpoint.resolve import refuse_link_out
+from merge_cli.checkpoint.resolve import check_link_stays_inside
 from merge_cli.checkpoint.sources import Source
 from merge_cli.checkpoint.torch_bin import read_any_header
 from merge_cli.checkpoint.views import dequantised
@@ -33,7 +33,7 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
         CheckpointError: If there is none, its files contradict each other, or it is of a kind that cannot be merged.
     """
     files = files or Files()
-    with reading(root):
+    with read_errors(root):
         folder = root.is_dir()
         config: Mapping[str, Any] = _config(root, files) if folder else {}
         paths, weight_map = weight_files(root, files) if folder else ([root], None)
@@ -73,7 +73,7 @@ def _headers(root: Path, paths: list[Path], files: Files) -> tuple[list[Header],
 
 def _config(folder: Path, files: Files) -> dict[str, Any]:
     path = folder / "config.json"
-    refuse_link_out(path, folder)
+    check_link_stays_inside(path, folder)
     return read_json(path, files) if path.is_file() else {}
 
 

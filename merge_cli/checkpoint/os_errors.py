@@ -10,7 +10,7 @@ from types import TracebackType
 from merge_cli.errors import CheckpointError, MergeError, ResourceError, of_system
 
 
-class _Turning:
+class _Translation:
     """Turns an OSError of its block into an error of ours, at a third of the cost of what contextlib would make."""
 
     __slots__ = ("_path",)
@@ -23,25 +23,25 @@ class _Turning:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, OSError):
-            raise self.turned(error) from error
+            raise self.translated(error) from error
 
-    def turned(self, error: OSError) -> MergeError:
+    def translated(self, error: OSError) -> MergeError:
         """Return what is raised instead."""
         raise NotImplementedError
 
 
-class reading(_Turning):
+class read_errors(_Translation):
     """Turn an OSError of the block into a CheckpointError that names the file."""
 
     __slots__ = ()
 
-    def turned(self, error: OSError) -> MergeError:
+    def translated(self, error: OSError) -> MergeError:
         """Return what is raised instead."""
         return CheckpointError(f"cannot read {self._path}: {error.strerror or error}")
 
 
 @contextlib.contextmanager
-def reading_back() -> Iterator[None]:
+def output_read_errors() -> Iterator[None]:
     """Turn a CheckpointError of the block into a ResourceError: what cannot be read is not an input but the output."""
     try:
         yield
@@ -49,11 +49,11 @@ def reading_back() -> Iterator[None]:
         raise ResourceError(error.message) from error.__cause__
 
 
-class writing(_Turning):
+class write_errors(_Translation):
     """Turn an OSError of the block into a ResourceError, or one of its kinds, that names the file."""
 
     __slots__ = ()
 
-    def turned(self, error: OSError) -> MergeError:
+    def translated(self, error: OSError) -> MergeError:
         """Return what is raised instead."""
         return of_system(error, self._path)

@@ -15,7 +15,7 @@ from typing import Self
 from merge_cli.checkpoint.fd_cache import Descriptors
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.header import FileIdentity, place_of
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.checkpoint.sources import Source
 from merge_cli.checkpoint.torch_bin import read_any_header
 from merge_cli.errors import CheckpointError
@@ -76,13 +76,13 @@ class Reader:
             with self._open.use(path):
                 pass
 
-    def expect(self, source: Source, start: int, count: int) -> None:
+    def read_ahead(self, source: Source, start: int, count: int) -> None:
         """Say that elements of a tensor will be read, so that the system begins to; it may not listen."""
         for path, offset, nbytes in source.byte_ranges(start, count):
             with self._open.use(path) as fd, contextlib.suppress(OSError):
-                self._files.expect(fd, offset, nbytes)
+                self._files.read_ahead(fd, offset, nbytes)
 
-    def forget(self, source: Source, start: int, count: int, kept: Container[Path] = ()) -> None:
+    def drop_cache(self, source: Source, start: int, count: int, kept: Container[Path] = ()) -> None:
         """Say that elements of a tensor, but for files in ``kept``, will not be read again; it may not listen."""
         for path, offset, nbytes in source.byte_ranges(start, count):
             if path not in kept:
@@ -91,7 +91,7 @@ class Reader:
     def forget_raw(self, path: Path, offset: int, count: int) -> None:
         """Say that bytes of a file will not be read again; the system may not listen."""
         with self._open.use(path) as fd, contextlib.suppress(OSError):
-            self._files.forget(fd, offset, count)
+            self._files.drop_cache(fd, offset, count)
 
     def check_unchanged(self) -> None:
         """Refuse files that were replaced or written to since they were planned, of those that were read.
@@ -100,8 +100,8 @@ class Reader:
             CheckpointError: Naming the file.
         """
         for path in list(self._seen):
-            with reading(path):
-                self._check(path, self._files.status(path))
+            with read_errors(path):
+                self._check(path, self._files.stat_path(path))
 
     def untouched(self, identity: FileIdentity) -> bool:
         """Whether a file is the very one that was planned, without even a change of its mode, when last looked at."""
@@ -112,7 +112,7 @@ class Reader:
         return CheckpointError(f"{path} has changed since the merge was planned", hint="start the merge again")
 
     def _open_checked(self, path: Path) -> int:
-        with reading(path):
+        with read_errors(path):
             fd = self._files.open_read(path)
             try:
                 self._check(path, self._files.stat(fd))

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.folder_lock import LOCK, discard_locked, is_marked, locked
-from merge_cli.checkpoint.os_errors import writing
+from merge_cli.checkpoint.folder_lock import LOCK, is_marked, lock_folder, remove_locked_folder
+from merge_cli.checkpoint.os_errors import write_errors
 from merge_cli.checkpoint.staging import Staging
 from merge_cli.errors import BusyError
 
@@ -28,16 +28,16 @@ def rehearsed(out: Path, *, force: bool, files: Files) -> Iterator[Path]:
         _check_idle(out, files)
     else:
         staging.check_free()
-    with writing(folder):
+    with write_errors(folder):
         new = [each for each in (folder, *folder.parents) if not each.exists()]
         had_lock = (folder / LOCK).exists()
     try:
-        with locked(folder, files, run="run", busy=f"another process is writing {folder}") as lock:
+        with lock_folder(folder, files, run="run", busy=f"another process is writing {folder}") as lock:
             try:
                 yield folder
             finally:
                 if folder in new:
-                    discard_locked(folder, lock, files)
+                    remove_locked_folder(folder, lock, files)
                 elif not had_lock:
                     files.remove(folder / LOCK)
     finally:
@@ -48,7 +48,7 @@ def rehearsed(out: Path, *, force: bool, files: Files) -> Iterator[Path]:
 
 def _check_idle(out: Path, files: Files) -> None:
     """Refuse an output whose run has given it its name and is still at work on it."""
-    with writing(out):
+    with write_errors(out):
         fd = files.open_write(out / LOCK)
         try:
             if not files.lock(fd):

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.errors import CheckpointError, RecipeError
 
 # What stands beside the weights and belongs to the model: configuration, tokenizer, templates, remote code, licences.
@@ -36,7 +36,7 @@ def locate(reference: str, folders: tuple[Path, ...]) -> Path:
     places = [path] if path.is_absolute() else [folder / path for folder in folders]
     # A dollar sign in a name need not be a variable.
     for candidate in dict.fromkeys([*(folder / reference for folder in folders), *places]):
-        with reading(candidate):
+        with read_errors(candidate):
             if candidate.exists():
                 return candidate
     if "+" in reference:
@@ -53,7 +53,7 @@ def locate(reference: str, folders: tuple[Path, ...]) -> Path:
     return _snapshot(repository, revision or None, reference)
 
 
-def refuse_link_out(path: Path, root: Path) -> None:
+def check_link_stays_inside(path: Path, root: Path) -> None:
     """Refuse a link by which a file of the checkpoint folder ``root`` is one that lies elsewhere.
 
     Whoever made a folder could otherwise have private files of this machine copied into an output. The links that

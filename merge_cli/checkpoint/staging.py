@@ -8,8 +8,15 @@ from pathlib import Path
 
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_digests
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.folder_lock import LOCK, clear_locked, discard_locked, is_in, is_marked, locked
-from merge_cli.checkpoint.os_errors import writing
+from merge_cli.checkpoint.folder_lock import (
+    LOCK,
+    clear_locked_folder,
+    holds_lock,
+    is_marked,
+    lock_folder,
+    remove_locked_folder,
+)
+from merge_cli.checkpoint.os_errors import write_errors
 from merge_cli.errors import BusyError, CheckpointError, RecipeError
 from merge_cli.text import listed
 
@@ -51,7 +58,7 @@ class Staging:
         self.finish()
         self.check_free()
         busy = f"another process is writing {self.folder}"
-        with locked(self.folder, self._files, run="run", busy=busy) as self._lock:
+        with lock_folder(self.folder, self._files, run="run", busy=busy) as self._lock:
             try:
                 self._put_back()
                 if clear:
@@ -69,7 +76,7 @@ class Staging:
         """
         self.check_free()
         try:
-            with writing(self.out):
+            with write_errors(self.out):
                 replacing = self.out.exists()
                 if replacing:
                     self._files.write_new(self.folder / _REPLACING, b"", sync=False)
@@ -89,7 +96,7 @@ class Staging:
 
     def _replace(self) -> None:
         """Give OUT's name to the folder while an older checkpoint has it."""
-        if self._files.exchange(self.folder, self.out):
+        if self._files.swap_names(self.folder, self.out):
             with contextlib.suppress(OSError):
                 self._files.rename(self.folder, self._replaced)
             return
@@ -106,7 +113,7 @@ class Staging:
         # The output is there and complete: whatever fails from here on is no reason to call it otherwise.
         self._left = None
         try:
-            names = self._files.names(self.out)
+            names = self._files.list_names(self.out)
             if _REPLACING in names:
                 self._remove_old()
             for name in sorted(_OWN, key=lambda name: (name == LOCK, name == _REPLACING)):
@@ -119,7 +126,7 @@ class Staging:
         if self._replaced.exists():
             self._files.remove_folder(self._replaced)
         # It was exchanged and not renamed yet.
-        if self.folder.exists() and LOCK not in self._files.names(self.folder):
+        if self.folder.exists() and LOCK not in self._files.list_names(self.folder):
             self._files.remove_folder(self.folder)
 
     @property
@@ -134,7 +141,7 @@ class Staging:
             BusyError: If it is still at work.
         """
         lock = self.out / LOCK
-        with writing(self.out):
+        with write_errors(self.out):
             if not is_marked(self.out):
                 return
             fd = self._files.open_write(lock)
@@ -147,7 +154,7 @@ class Staging:
 
     def _put_back(self) -> None:
         """Give the older OUT its name again where a run was killed between the two renames that replace it."""
-        with writing(self.out):
+        with write_errors(self.out):
             mark = self.folder / _REPLACING
             if mark.exists() and self._replaced.exists() and not self.out.exists():
                 self._files.rename(self._replaced, self.out)
@@ -156,17 +163,17 @@ class Staging:
     @property
     def committed(self) -> bool:
         """Whether the folder that :meth:`open` has locked is OUT by now."""
-        return self._committed or (self._lock is not None and is_in(self._lock, self.out))
+        return self._committed or (self._lock is not None and holds_lock(self._lock, self.out))
 
     def discard(self) -> None:
         """Remove the folder and what is in it, inside :meth:`open`; never one that is not, or no longer, its own."""
         if self._lock is not None:
-            discard_locked(self.folder, self._lock, self._files)
+            remove_locked_folder(self.folder, self._lock, self._files)
 
     def check_free(self) -> None:
         """Refuse an OUT, or what would be in the way of replacing it, that is there and may not be replaced."""
         check_replaceable(self.out, force=self._force)
-        with writing(self._replaced):
+        with write_errors(self._replaced):
             if self.out.exists() and self._replaced.exists():
                 raise RecipeError(
                     f"{self._replaced} is in the way; it may be an earlier output that a stopped run has kept",
@@ -179,7 +186,7 @@ class Staging:
         Raises:
             ResourceError: If it cannot be removed.
         """
-        clear_locked(self.folder, self._files)
+        clear_locked_folder(self.folder, self._files)
 
 
 def working_folders(out: Path) -> tuple[Path, Path, Path]:
@@ -199,7 +206,7 @@ def check_replaceable(out: Path, *, force: bool) -> None:
     Raises:
         RecipeError: With what is in the way.
     """
-    with writing(out):
+    with write_errors(out):
         if not out.exists() and not out.is_symlink():
             return
         if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
@@ -224,7 +231,7 @@ def check_replaceable(out: Path, *, force: bool) -> None:
 def _others(out: Path) -> list[str] | None:
     """Return what in a folder is not listed among the files written there; None where there is no such list."""
     files = Files()
-    if DIGEST_FILE not in files.names(out):
+    if DIGEST_FILE not in files.list_names(out):
         return None
     try:
         known = {DIGEST_FILE, *_OWN, *read_digests(out, files)[0]}
@@ -233,7 +240,7 @@ def _others(out: Path) -> list[str] | None:
     return sorted(name for name in files_below(out) if name not in known)
 
 
-def check_apart(out: Path, source: Path, what: str) -> None:
+def check_no_overlap(out: Path, source: Path, what: str) -> None:
     """Refuse an OUT that is, or contains, what it is made from.
 
     Args:

@@ -61,7 +61,7 @@ class SystemCalls:
         """Return what is known of an open file."""
         return os.fstat(fd)
 
-    def status(self, path: Path) -> os.stat_result:
+    def stat_path(self, path: Path) -> os.stat_result:
         """Return what is known of the file that has this name now."""
         return path.stat()
 
@@ -69,12 +69,12 @@ class SystemCalls:
         """Return when the file's data is on the device."""
         os.fsync(fd)
 
-    def expect(self, fd: int, offset: int, count: int) -> None:
+    def read_ahead(self, fd: int, offset: int, count: int) -> None:
         """Tell the system that bytes of a file are about to be read, so that it begins to."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, offset, count, os.POSIX_FADV_WILLNEED)
 
-    def forget(self, fd: int, offset: int, count: int) -> None:
+    def drop_cache(self, fd: int, offset: int, count: int) -> None:
         """Tell the system that bytes of a file are not needed again, so that others' files may stay in memory."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, offset, count, os.POSIX_FADV_DONTNEED)
@@ -83,7 +83,7 @@ class SystemCalls:
         """Give a file or folder its new name, atomically."""
         os.rename(old, new)  # noqa: PTH104 - Path.rename would hide which call this is
 
-    def exchange(self, one: Path, other: Path) -> bool:
+    def swap_names(self, one: Path, other: Path) -> bool:
         """Swap the names of two folders, atomically; return False where the system or the file system cannot."""
         renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
         if renameat2 is None:
@@ -107,7 +107,7 @@ class SystemCalls:
         if not path.is_dir():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
-    def names(self, folder: Path) -> list[str]:
+    def list_names(self, folder: Path) -> list[str]:
         """Return the names in a folder, in order."""
         return sorted(os.listdir(folder))  # noqa: PTH208 - names are wanted, not paths
 
@@ -131,6 +131,6 @@ class SystemCalls:
             return False
         return True
 
-    def free(self, folder: Path) -> int:
+    def free_bytes(self, folder: Path) -> int:
         """Return how many bytes the file system of a folder has free for this user."""
         return shutil.disk_usage(folder).free

@@ -16,7 +16,7 @@ from merge_cli.checkpoint.archive import Archive, read_archive
 from merge_cli.checkpoint.dtypes import DType
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.header import FileIdentity, Header, identify, is_tensor_name, read_header
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.checkpoint.rebuilding import DamagedPickleError, PickledTensor
 from merge_cli.checkpoint.samples import sample_digest
 from merge_cli.checkpoint.sources import StoredTensor
@@ -75,7 +75,7 @@ def read_saved(path: Path, files: Files, *, hint: str) -> tuple[Any, FileIdentit
 
 def _identity(archive: Archive, tensors: Iterable[StoredTensor], files: Files) -> FileIdentity:
     path = archive.path
-    with reading(path):
+    with read_errors(path):
         fd = files.open_read(path)
         try:
             sample = sample_digest(list(tensors), fd, files)

@@ -41,7 +41,8 @@ def unpickle(raw: bytes, storages: Mapping[str, tuple[int, int]]) -> Any:
             if carry_out is None:
                 raise DamagedPickleError(f"it has the instruction {instruction.name}, which torch does not write")
             carry_out(machine, argument)
-    except (ValueError, TypeError, LookupError) as error:
+    # A bad escape in a text is a warning of Python, and an error where warnings are.
+    except (ValueError, TypeError, LookupError, DeprecationWarning) as error:
         raise DamagedPickleError(f"its pickle is damaged ({type(error).__name__}: {str(error)[:100]})") from error
     if len(machine.stack) != 1 or machine.below:
         raise DamagedPickleError("its pickle is damaged: it makes not one thing")

@@ -8,7 +8,7 @@ from pathlib import Path
 from merge_cli.checkpoint.bounded_json import read_json
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.foreign import refuse_adapter_folder, refuse_foreign_folder
-from merge_cli.checkpoint.resolve import refuse_link_out
+from merge_cli.checkpoint.resolve import check_link_stays_inside
 from merge_cli.errors import CheckpointError
 from merge_cli.text import listed
 
@@ -25,7 +25,7 @@ def weight_files(folder: Path, files: Files) -> tuple[list[Path], dict[str, str]
     for path in paths:
         if not path.name.isprintable():
             raise CheckpointError(f"{folder} holds {path.name!r}, whose name cannot be printed", hint="rename it")
-        refuse_link_out(path, folder)
+        check_link_stays_inside(path, folder)
     return paths, weight_map
 
 
@@ -33,7 +33,7 @@ def _named_files(folder: Path, files: Files) -> tuple[list[Path], dict[str, str]
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            refuse_link_out(index, folder)
+            check_link_stays_inside(index, folder)
             weight_map = _weight_map(index, files)
             names = sorted(set(weight_map.values()))
             # transformers would take the single file, mergekit the shards: neither guess is safe.

@@ -10,7 +10,7 @@ from typing import Self
 from merge_cli.checkpoint.fd_cache import Descriptors
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.layout import Layout
-from merge_cli.checkpoint.os_errors import reading_back, writing
+from merge_cli.checkpoint.os_errors import output_read_errors, write_errors
 from merge_cli.checkpoint.sources import StoredTensor
 from merge_cli.errors import ResourceError
 from merge_cli.text import format_bytes
@@ -28,15 +28,15 @@ class ShardWriter:
         self._paths = {shard.file: folder / shard.file for shard in layout.shards}
         self._sizes: dict[Path, int] = {}
         self._open = Descriptors(self._open_shard, self._close_shard)
-        with writing(folder):
-            free = self._files.free(folder)
+        with write_errors(folder):
+            free = self._files.free_bytes(folder)
             missing = layout.nbytes - _reserved(folder, layout)
         check_room(folder, missing, free)
         try:
             for shard in layout.shards:
                 path = self._paths[shard.file]
                 with self._open.use(path) as fd:
-                    with writing(path):
+                    with write_errors(path):
                         self._files.reserve(fd, shard.size)
                     self._files.write_all(fd, memoryview(shard.header), 0, path)
                 self._sizes[path] = shard.size
@@ -58,20 +58,20 @@ class ShardWriter:
             ResourceError: If the system does not give them back.
         """
         path = self._paths[name]
-        with self._open.use(path) as fd, reading_back():
+        with self._open.use(path) as fd, output_read_errors():
             self._files.read_exactly(fd, view, offset, path)
 
     def sync(self) -> None:
         """Return when all that was written is on the device."""
         for path in self._paths.values():
-            with self._open.use(path) as fd, writing(path):
+            with self._open.use(path) as fd, write_errors(path):
                 self._files.sync(fd)
 
-    def forget(self) -> None:
+    def drop_cache(self) -> None:
         """Say that what was written, and synced, will not be read soon; the system may not listen."""
         for path in self._paths.values():
             with self._open.use(path) as fd, contextlib.suppress(OSError):
-                self._files.forget(fd, 0, self._sizes[path])
+                self._files.drop_cache(fd, 0, self._sizes[path])
 
     def close(self) -> None:
         """Close the files.
@@ -82,7 +82,7 @@ class ShardWriter:
         self._open.close()
 
     def _open_shard(self, path: Path) -> int:
-        with writing(path):
+        with write_errors(path):
             fd = self._files.open_write(path)
             try:
                 size = self._files.stat(fd).st_size
@@ -96,7 +96,7 @@ class ShardWriter:
         raise ResourceError(f"{path} was changed or removed while it was written")
 
     def _close_shard(self, path: Path, fd: int) -> None:
-        with writing(path):
+        with write_errors(path):
             self._files.close(fd)
 
     def __enter__(self) -> Self:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from merge_cli.methods import find_method
-from merge_cli.methods.contract import Need, is_per_model
+from merge_cli.methods.contract import Input, is_per_model
 
 _VALUES: dict[str, Any] = {"weight": 0.5, "density": 0.5, "t": 0.5}
 
@@ -22,21 +22,21 @@ def example_recipe(name: str) -> str:
     }
     per_model = {key: value for key, value in required.items() if is_per_model(method.params.model_fields[key])}
     shared = {key: value for key, value in required.items() if key not in per_model}
-    given = frozenset({Need.BASE_FISHER, Need.BASE_CURVATURE})
-    needs = method.needs(method.params.model_construct(), given)
+    available = frozenset({Input.BASE_FISHER, Input.BASE_CURVATURE})
+    needs = method.needs(method.params.model_construct(), available)
     count = min(2, method.models[1] or 2)
     models: list[dict[str, Any]] = []
     for i in range(1, count + 1):
         entry: dict[str, Any] = {"model": f"./fine-tuned-{i}"}
-        if needs & {Need.FISHER, Need.CURVATURE}:
+        if needs & {Input.FISHER, Input.CURVATURE}:
             entry["fisher"] = f"./fisher-{i}"
         if per_model:
             entry["parameters"] = dict(per_model)
         models.append(entry)
     recipe: dict[str, Any] = {"merge_method": name}
-    if Need.BASE in needs:
+    if Input.BASE in needs:
         recipe["base_model"] = "./base"
-    if needs & {Need.BASE_FISHER, Need.BASE_CURVATURE}:
+    if needs & {Input.BASE_FISHER, Input.BASE_CURVATURE}:
         recipe["base_fisher"] = "./fisher-base"
     recipe["models"] = models
     if shared:

@@ -93,7 +93,7 @@ def measure(
 ) -> None:
     """Measure the Fisher diagonal of MODEL on DATA and write it to DIR."""
     from merge_cli.cli.measured import noting_what_is_kept, tell
-    from merge_cli.cli.progress import counting
+    from merge_cli.cli.progress import example_progress
     from merge_cli.fisher import Columns, Estimator, FisherSettings, Source, Task, estimate_fisher
     from merge_cli.stream import choose_device
 
@@ -118,7 +118,7 @@ def measure(
         trust_remote_code=trust_remote_code,
         threads=threads,
     )
-    with noting_what_is_kept(out), counting("measuring", visible=not quiet and not as_json) as progress:
+    with noting_what_is_kept(out), example_progress("measuring", visible=not quiet and not as_json) as progress:
         report = estimate_fisher(settings, out, force=force, sync=fsync, progress=progress)
     tell(report, quiet=quiet, as_json=as_json)
 

@@ -22,15 +22,15 @@ _WHAT = {"pair": "text", "completion": "prompt"}
 @contextlib.contextmanager
 def noting_what_is_kept(out: Path) -> Iterator[None]:
     """Note where the sums so far are on whatever ends a measurement of ``out`` from outside."""
-    from merge_cli.fisher import measuring_folder
+    from merge_cli.fisher import resume_folder
 
     try:
         yield
     except Exception:
         raise
     except BaseException as stopped:
-        if measuring_folder(out).is_dir():
-            stopped.add_note(f"what was summed so far is in {measuring_folder(out)}: the same command continues")
+        if resume_folder(out).is_dir():
+            stopped.add_note(f"what was summed so far is in {resume_folder(out)}: the same command continues")
         raise
 
 

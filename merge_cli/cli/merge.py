@@ -58,23 +58,23 @@ def merge(
 ) -> None:
     """Merge the models of RECIPE into OUT; the same command goes on with a merge that was stopped."""
     from merge_cli.checkpoint import check_replaceable
-    from merge_cli.checkpoint.os_errors import writing
+    from merge_cli.checkpoint.os_errors import write_errors
     from merge_cli.cli import render
-    from merge_cli.cli.progress import showing
+    from merge_cli.cli.progress import byte_progress
     from merge_cli.output import check_out, rehearse
     from merge_cli.plan import refuse_warnings
     from merge_cli.report.manifest import MANIFEST_FILE
     from merge_cli.run import merge as run_merge
-    from merge_cli.stream import examined
+    from merge_cli.stream import with_sample_warnings
 
-    with writing(out):
+    with write_errors(out):
         merged_before = (out / MANIFEST_FILE).is_file()
     if not force and not merged_before:
         # Before the plan, for which the models may have to be downloaded; what a merge has made may be this one.
         check_replaceable(out, force=False)
     planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite)
     check_out(planned, out, force=force)
-    planned = examined(planned)
+    planned = with_sample_warnings(planned)
     if strict:
         refuse_warnings(planned)
     if not quiet:
@@ -85,7 +85,7 @@ def merge(
         return
     if verbose:
         render.plan(planned, as_json=False, to_stderr=True)
-    with showing(visible=not quiet and not as_json) as listener:
+    with byte_progress(visible=not quiet and not as_json) as listener:
         report = run_merge(
             planned,
             out,
@@ -94,6 +94,7 @@ def merge(
             sync=fsync,
             processes=True,
             input_digests=input_digests,
+            sample_warnings=False,
             listener=listener,
         )
     try:
@@ -124,12 +125,12 @@ def plan(
 ) -> None:
     """Check RECIPE and show what a merge would read, write and hold; reads a small sample of the tensors only."""
     from merge_cli.cli import render
-    from merge_cli.cli.progress import showing
+    from merge_cli.cli.progress import byte_progress
     from merge_cli.plan import refuse_warnings
-    from merge_cli.stream import examined
+    from merge_cli.stream import with_sample_warnings
 
     planned = make_plan(recipe, overrides, memory, threads, device, shard_size, allow_nonfinite=False)
-    planned = examined(planned)
+    planned = with_sample_warnings(planned)
     if strict:
         refuse_warnings(planned)
     render.warnings(planned.warnings)
@@ -138,7 +139,7 @@ def plan(
     if measured:
         from merge_cli.stream import diagnose
 
-        with showing(visible=not as_json) as listener:
+        with byte_progress(visible=not as_json) as listener:
             found = diagnose(planned, processes=True, listener=listener)
         render.warnings(found.diagnosis.warnings)
     render.plan(planned, as_json=as_json, every_tensor=verbose, found=found)

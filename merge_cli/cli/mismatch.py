@@ -54,7 +54,7 @@ def mismatch(
 ) -> None:
     """Forecast how far each way of merging lies from joint training, layer by layer; RECIPE uses gradient_matching."""
     from merge_cli.cli import render
-    from merge_cli.cli.progress import showing
+    from merge_cli.cli.progress import byte_progress
     from merge_cli.report import mismatch_report
     from merge_cli.stream import diagnose
 
@@ -66,7 +66,7 @@ def mismatch(
             hint="use --set merge_method=gradient_matching, with a fisher beside each model",
         )
     render.warnings(planned.warnings)
-    with showing(visible=not as_json) as listener:
+    with byte_progress(visible=not as_json) as listener:
         found = diagnose(planned, listener=listener)
     render.warnings(found.diagnosis.warnings)
     measured = None

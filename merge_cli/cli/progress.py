@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from merge_cli.stream.progress import Listener, Quiet
+from merge_cli.stream.progress import Listener, NullListener
 from merge_cli.text import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -27,15 +27,15 @@ _BESIDE_BAR, _WITH_TENSOR = 65, 110
 
 
 @contextlib.contextmanager
-def showing(*, visible: bool) -> Iterator[Listener]:
+def byte_progress(*, visible: bool) -> Iterator[Listener]:
     """Yield a listener that draws a row on a terminal, writes a line now and then elsewhere, or says nothing."""
     with _told(format_bytes, visible=visible) as listener:
         yield listener
 
 
 @contextlib.contextmanager
-def counting(what: str, *, visible: bool) -> Iterator[Callable[[int, int | None], None]]:
-    """Yield a function that is told how many of how many examples are done, and shows that as :func:`showing` does."""
+def example_progress(what: str, *, visible: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield a function that shows how many examples are done, as :func:`byte_progress` does."""
     with _told(_count, visible=visible) as listener:
         so_far, begun = 0, False
 
@@ -54,7 +54,7 @@ def counting(what: str, *, visible: bool) -> Iterator[Callable[[int, int | None]
 def _told(amount: Amount, *, visible: bool) -> Iterator[Listener]:
     wanted = os.environ.get(PROGRESS, "auto")
     if not visible or wanted == "none":
-        yield Quiet()
+        yield NullListener()
     elif wanted == "plain" or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield Lines(amount, lambda line: print(line, file=sys.stderr, flush=True))
     else:

@@ -34,7 +34,7 @@ def verify(
 ) -> None:
     """Check OUT against its manifest: digests, index, finite numbers; with --replay also by merging again."""
     from merge_cli.cli import render
-    from merge_cli.cli.progress import showing
+    from merge_cli.cli.progress import byte_progress
     from merge_cli.verification import Replay
     from merge_cli.verification import verify as run_verify
 
@@ -43,7 +43,7 @@ def verify(
     again = None
     if replay is not None:
         again = Replay(None if replay == "all" else int(replay), seed, folder, parse_size(memory))
-    with showing(visible=not as_json) as listener:
+    with byte_progress(visible=not as_json) as listener:
         found = run_verify(out, replay=again, threads=threads, listener=listener)
     render.verification(found, as_json=as_json)
     if not found.sound:

@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from merge_cli.errors import RecipeError
-from merge_cli.fisher.optional_imports import hushed
+from merge_cli.fisher.optional_imports import libraries_silenced
 
 _BYTES = 256
 _PAD = _BYTES
@@ -89,7 +89,7 @@ def save(model: Any, folder: Path) -> None:
 def load(folder: Path) -> Any:
     """Return the model that a folder holds."""
     transformers, _ = libraries()
-    with hushed():
+    with libraries_silenced():
         return transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False
         ).eval()

@@ -1,7 +1,7 @@
 """Fisher diagonals: sums of squared per-example gradients, measured, written as checkpoints, imported."""
 
 from merge_cli.fisher.data import Source
-from merge_cli.fisher.estimate import FisherReport, estimate_fisher, measuring_folder
+from merge_cli.fisher.estimate import FisherReport, estimate_fisher, resume_folder
 from merge_cli.fisher.from_optimizer import ImportSettings, Kind, import_fisher
 from merge_cli.fisher.likelihood import Estimator, Task
 from merge_cli.fisher.loss_gradient import Probe, load_for, make_probe, write_gradient
@@ -22,8 +22,8 @@ __all__ = [
     "import_fisher",
     "load_for",
     "make_probe",
-    "measuring_folder",
     "read_all",
     "read_tensor",
+    "resume_folder",
     "write_gradient",
 ]

@@ -34,7 +34,7 @@ from merge_cli.version import __version__
 _MOST_EXACT_CLASSES = 32
 
 
-class MeasuringRun:
+class FisherRun:
     """The state of a measurement, from its settings to its sums."""
 
     def __init__(
@@ -153,7 +153,7 @@ class MeasuringRun:
     def _batches(self) -> Iterator[Batch]:
         settings, encode, self.tally = self.settings, self.encoder.encode, Tally()
         examples = encode_rows(self.rows, encode, self.tally, examples=settings.examples, labelled=settings.labelled)
-        pad = getattr(self.loaded.tools, "pad_token_id", None) or 0
+        pad = getattr(self.loaded.processor, "pad_token_id", None) or 0
         return batches(examples, size=settings.batch_size, pad=pad, device=torch.device(settings.device))
 
     def _signature(self) -> str:

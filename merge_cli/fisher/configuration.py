@@ -6,7 +6,7 @@ from typing import Any
 
 from merge_cli.checkpoint import Checkpoint
 from merge_cli.errors import CheckpointError
-from merge_cli.fisher.optional_imports import require
+from merge_cli.fisher.optional_imports import import_optional
 
 # Ways to compute attention that torch has; transformers takes the others from the hub, as code.
 _OWN_ATTENTION = {None, "eager", "sdpa"}
@@ -30,7 +30,7 @@ def read_configuration(checkpoint: Checkpoint, *, trusted: bool) -> Any:
             "them where peft is installed, and would not where it is not",
             hint="move the adapter's files out of the folder, or merge it into the weights: merge_and_unload of peft",
         )
-    config = require("transformers", "running a model").AutoConfig.from_pretrained(
+    config = import_optional("transformers", "running a model").AutoConfig.from_pretrained(
         str(checkpoint.root), trust_remote_code=trusted
     )
     for each in _with_parts(config):

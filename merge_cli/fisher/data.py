@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.errors import CheckpointError, RecipeError, ResourceError
-from merge_cli.fisher.optional_imports import hushed, require
+from merge_cli.fisher.optional_imports import import_optional, libraries_silenced
 from merge_cli.text import did_you_mean, listed
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -71,12 +71,12 @@ def open_rows(source: Source) -> Rows:
         RecipeError: If the ``datasets`` library is missing or the source is of no known kind.
         CheckpointError: If the data cannot be read or is empty.
     """
-    datasets = require("datasets", "reading data")
+    datasets = import_optional("datasets", "reading data")
     path = Path(source.name).expanduser()
     # The library keeps its own form of what it reads, in a cache. Copies of somebody's files are not left there.
     scratch = _Scratch() if path.exists() else None
     try:
-        with hushed():
+        with libraries_silenced():
             data = _open_local(datasets, path, source, scratch.path) if scratch else _open_hub(datasets, source)
     except StopIteration:
         # What the library raises for an empty file.

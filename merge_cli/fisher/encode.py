@@ -48,17 +48,17 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class _Tools:
+class _EncoderParts:
     """What rows are encoded with: the model's tokenizer or image processor, and its configuration."""
 
     task: Task
-    tools: Any
+    processor: Any
     config: Any
     max_length: int
     seed: int
 
 
-def encoder_of(loaded: Loaded, rows: Rows, settings: FisherSettings, *, labelled: bool) -> Encoder:
+def checked_encoder(loaded: Loaded, rows: Rows, settings: FisherSettings, *, labelled: bool) -> Encoder:
     """Return what encodes rows for a model; texts are cut off where its positions end.
 
     Args:
@@ -76,8 +76,8 @@ def encoder_of(loaded: Loaded, rows: Rows, settings: FisherSettings, *, labelled
     layout = choose_layout(loaded.task, rows, settings.columns)
     if labelled and not loaded.task.per_token:
         require_label(layout, rows)
-    with_what = _Tools(loaded.task, loaded.tools, loaded.model.config, longest, settings.seed)
-    encode, known = _make_encode(with_what, layout, rows), vocabulary_size(loaded.model)
+    parts = _EncoderParts(loaded.task, loaded.processor, loaded.model.config, longest, settings.seed)
+    encode, known = _task_encoder(parts, layout, rows), vocabulary_size(loaded.model)
 
     def checked(row: Mapping[str, Any], key: int) -> Encoded:
         encoded = encode(row, key)
@@ -93,11 +93,11 @@ def encoder_of(loaded: Loaded, rows: Rows, settings: FisherSettings, *, labelled
     return Encoder(checked, layout, longest, loaded.model.config.num_labels if loaded.task in labels else None)
 
 
-def _make_encode(using: _Tools, layout: Layout, rows: Rows) -> Encode:
+def _task_encoder(using: _EncoderParts, layout: Layout, rows: Rows) -> Encode:
     """Return the function that encodes a row of a layout."""
     form, task = layout.form, using.task
     if form is Form.CHAT or (form is Form.COMPLETION and isinstance(next(iter(rows))[layout.inputs[0]], list)):
-        check_template(using.tools)
+        check_template(using.processor)
         return lambda row, key: _chat(using, row, layout)
     if task is Task.SEQ2SEQ_LM:
         return lambda row, key: _seq2seq(using, row, layout)
@@ -112,7 +112,7 @@ def _make_encode(using: _Tools, layout: Layout, rows: Rows) -> Encode:
         return lambda row, key: _token_labels(using, row, layout, known)
     if form is Form.IMAGE:
         return lambda row, key: Encoded(
-            {"pixel_values": pixels_of(using.tools, row[layout.inputs[0]])}, class_of(row, layout.label, known)
+            {"pixel_values": pixels_of(using.processor, row[layout.inputs[0]])}, class_of(row, layout.label, known)
         )
     return lambda row, key: _classified(using, row, layout, known)
 
@@ -134,9 +134,9 @@ def _cut(tokenize: Callable[[int], Any], max_length: int) -> tuple[Any, bool]:
     return tokenize(max_length), True
 
 
-def _tokens(using: _Tools, texts: Sequence[str], *, least: int = 1) -> tuple[dict[str, torch.Tensor], bool]:
+def _tokens(using: _EncoderParts, texts: Sequence[str], *, least: int = 1) -> tuple[dict[str, torch.Tensor], bool]:
     """Return a text or a pair as a model takes it, and whether it was cut off."""
-    encoded, cut = _cut(lambda most: using.tools(*texts, truncation=True, max_length=most), using.max_length)
+    encoded, cut = _cut(lambda most: using.processor(*texts, truncation=True, max_length=most), using.max_length)
     if len(encoded["input_ids"]) < least:
         raise Unusable(f"with fewer than {least} tokens")
     return _inputs(encoded), cut
@@ -148,12 +148,12 @@ def _inputs(encoded: Any) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(encoded[name], dtype=torch.long) for name in names}
 
 
-def _classified(using: _Tools, row: Mapping[str, Any], layout: Layout, known: Classes) -> Encoded:
+def _classified(using: _EncoderParts, row: Mapping[str, Any], layout: Layout, known: Classes) -> Encoded:
     inputs, cut = _tokens(using, _texts(row, layout))
     return Encoded(inputs, class_of(row, layout.label, known), cut)
 
 
-def _causal(using: _Tools, texts: Sequence[str]) -> Encoded:
+def _causal(using: _EncoderParts, texts: Sequence[str]) -> Encoded:
     inputs, cut = _tokens(using, texts, least=2)
     return Encoded(inputs, inputs["input_ids"].clone(), cut)
 
@@ -167,25 +167,25 @@ def _prompt(row: Mapping[str, Any], layout: Layout) -> str:
     return "\n".join(_texts(row, layout))
 
 
-def _completion(using: _Tools, row: Mapping[str, Any], layout: Layout) -> Encoded:
+def _completion(using: _EncoderParts, row: Mapping[str, Any], layout: Layout) -> Encoded:
     prompt, completion = _prompt(row, layout), row[str(layout.label)]
     if not isinstance(completion, str) or not completion.strip():
         raise Unusable("without a completion")
-    return completion_example(using.tools, joined(prompt, completion, layout.joint), completion, using.max_length)
+    return completion_example(using.processor, joined(prompt, completion, layout.joint), completion, using.max_length)
 
 
-def _chat(using: _Tools, row: Mapping[str, Any], layout: Layout) -> Encoded:
+def _chat(using: _EncoderParts, row: Mapping[str, Any], layout: Layout) -> Encoded:
     given = turns_of(row[layout.inputs[0]])
     if layout.label is None:
-        return chat_example(using.tools, given, using.max_length)
-    return chat_example(using.tools, given + turns_of(row[layout.label]), using.max_length, given=len(given))
+        return chat_example(using.processor, given, using.max_length)
+    return chat_example(using.processor, given + turns_of(row[layout.label]), using.max_length, given=len(given))
 
 
-def _masked(using: _Tools, texts: Sequence[str], key: int) -> Encoded:
+def _masked(using: _EncoderParts, texts: Sequence[str], key: int) -> Encoded:
     """Mask a share of the tokens, at least one, chosen by the row alone."""
     inputs, cut = _tokens(using, texts)
     ids = inputs["input_ids"]
-    ordinary = [place for place, token in enumerate(ids.tolist()) if token not in using.tools.all_special_ids]
+    ordinary = [place for place, token in enumerate(ids.tolist()) if token not in using.processor.all_special_ids]
     if not ordinary:
         raise Unusable("without text")
     generator = torch.Generator().manual_seed((using.seed * 1_000_003 + key) % 2**63)
@@ -194,17 +194,17 @@ def _masked(using: _Tools, texts: Sequence[str], key: int) -> Encoded:
     label = torch.full_like(ids, IGNORED)
     label[chosen] = ids[chosen]
     inputs["input_ids"] = ids.clone()
-    inputs["input_ids"][chosen] = using.tools.mask_token_id
+    inputs["input_ids"][chosen] = using.processor.mask_token_id
     return Encoded(inputs, label, cut)
 
 
-def _seq2seq(using: _Tools, row: Mapping[str, Any], layout: Layout) -> Encoded:
+def _seq2seq(using: _EncoderParts, row: Mapping[str, Any], layout: Layout) -> Encoded:
     prompt, target = _prompt(row, layout), row[str(layout.label)]
     inputs, cut = _tokens(using, [prompt])
     if not isinstance(target, str) or not target.strip():
         raise Unusable("without a target text")
     encoded, also = _cut(
-        lambda most: using.tools(text_target=target, truncation=True, max_length=most), using.max_length
+        lambda most: using.processor(text_target=target, truncation=True, max_length=most), using.max_length
     )
     label = torch.tensor(encoded["input_ids"], dtype=torch.long)
     if using.config.decoder_start_token_id is None:
@@ -215,13 +215,14 @@ def _seq2seq(using: _Tools, row: Mapping[str, Any], layout: Layout) -> Encoded:
     return Encoded({**inputs, **decoded}, label, cut or also)
 
 
-def _token_labels(using: _Tools, row: Mapping[str, Any], layout: Layout, known: Classes) -> Encoded:
+def _token_labels(using: _EncoderParts, row: Mapping[str, Any], layout: Layout, known: Classes) -> Encoded:
     """Give each word's label to its first token."""
     words, tags = row[layout.inputs[0]], row[str(layout.label)]
     if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or not words:
         raise Unusable("without one label for each word")
     encoded, cut = _cut(
-        lambda most: using.tools(words, is_split_into_words=True, truncation=True, max_length=most), using.max_length
+        lambda most: using.processor(words, is_split_into_words=True, truncation=True, max_length=most),
+        using.max_length,
     )
     before: list[int | None] = [None, *encoded.word_ids()]
     labels = [

@@ -11,21 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import Files, Staging, check_apart, check_replaceable, locate, open_checkpoint
+from merge_cli.checkpoint import Files, Staging, check_no_overlap, check_replaceable, locate, open_checkpoint
 from merge_cli.checkpoint.digest_file import write_digests
-from merge_cli.checkpoint.folder_lock import clear_locked
-from merge_cli.checkpoint.os_errors import writing
+from merge_cli.checkpoint.folder_lock import clear_locked_folder
+from merge_cli.checkpoint.os_errors import write_errors
 from merge_cli.checkpoint.staging import working_folders
 from merge_cli.errors import CheckpointError, ResourceError
-from merge_cli.fisher.accumulate import MeasuringRun
+from merge_cli.fisher.accumulate import FisherRun
 from merge_cli.fisher.data import open_rows
-from merge_cli.fisher.encode import encoder_of
+from merge_cli.fisher.encode import checked_encoder
 from merge_cli.fisher.hf_model import guess_task
 from merge_cli.fisher.likelihood import Estimator
 from merge_cli.fisher.loss_gradient import load_for
-from merge_cli.fisher.optional_imports import require
+from merge_cli.fisher.optional_imports import import_optional
 from merge_cli.fisher.settings import FisherSettings, Progress
-from merge_cli.fisher.storage import float_layout, held, write_layout
+from merge_cli.fisher.storage import float_layout, hold_folder, write_layout
 
 # Below so many drawn labels the noise of a diagonal outweighs what it tells.
 _FEW_LABELS = 256
@@ -79,30 +79,30 @@ def estimate_fisher(
         check_replaceable(out, force=False)
     settings.check()
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
-    for folder in (*working_folders(out), measuring_folder(out)):
-        check_apart(folder, checkpoint.root, f"the model {checkpoint.label}")
+    for folder in (*working_folders(out), resume_folder(out)):
+        check_no_overlap(folder, checkpoint.root, f"the model {checkpoint.label}")
     check_replaceable(out, force=force)
     if settings.task is None:
         # What cannot be told is complained of before data is read.
         guess_task(checkpoint)
-    require("transformers", "running a model")
+    import_optional("transformers", "running a model")
     rows = open_rows(settings.source)
-    with held(measuring_folder(out)) as folder, _threads(settings.threads):
+    with hold_folder(resume_folder(out)) as folder, _threads(settings.threads):
         loaded = load_for(checkpoint, settings)
-        encoder = encoder_of(loaded, rows, settings, labelled=settings.labelled)
-        run = MeasuringRun(settings, checkpoint, loaded, rows, encoder, folder, progress)
+        encoder = checked_encoder(loaded, rows, settings, labelled=settings.labelled)
+        run = FisherRun(settings, checkpoint, loaded, rows, encoder, folder, progress)
         run.measure()
         metadata = run.metadata()
         _write(run, out, metadata, force=force, sync=sync)
         # The output is there: what cannot be cleared away takes nothing from it.
         with contextlib.suppress(ResourceError):
-            clear_locked(folder, Files())
+            clear_locked_folder(folder, Files())
     unmeasured = tuple(name for name in checkpoint.tensors if name not in run.shapes)
     warnings = tuple(_warnings(run, metadata))
     return FisherReport(out, metadata, run.ways, dict(run.tally.unusable), unmeasured, warnings, run.resumed)
 
 
-def measuring_folder(out: Path) -> Path:
+def resume_folder(out: Path) -> Path:
     """Return where the sums lie that an unfinished measurement of ``out`` has saved."""
     return out.with_name(out.name + ".measuring")
 
@@ -118,7 +118,7 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _warnings(run: MeasuringRun, metadata: dict[str, str]) -> Iterator[str]:
+def _warnings(run: FisherRun, metadata: dict[str, str]) -> Iterator[str]:
     estimator, examples = metadata["estimator"], int(metadata["examples"])
     labels = examples * int(metadata["draws"])
     if estimator == Estimator.SAMPLED and not run.loaded.task.per_token and labels < _FEW_LABELS:
@@ -133,7 +133,7 @@ def _warnings(run: MeasuringRun, metadata: dict[str, str]) -> Iterator[str]:
         yield f"{slow} parameters need the model to be run example by example, which is slow"
 
 
-def _find_finite(run: MeasuringRun, kind: str, name: str) -> Tensor:
+def _find_finite(run: FisherRun, kind: str, name: str) -> Tensor:
     values = run.find(kind, name)
     if not bool(torch.isfinite(values).all()):
         raise CheckpointError(
@@ -143,7 +143,7 @@ def _find_finite(run: MeasuringRun, kind: str, name: str) -> Tensor:
     return values
 
 
-def _write(run: MeasuringRun, out: Path, metadata: dict[str, str], *, force: bool, sync: bool) -> None:
+def _write(run: FisherRun, out: Path, metadata: dict[str, str], *, force: bool, sync: bool) -> None:
     examples = int(metadata["examples"])
     staging = Staging(out, force=force)
     with staging.open() as folder:
@@ -151,7 +151,7 @@ def _write(run: MeasuringRun, out: Path, metadata: dict[str, str], *, force: boo
         write_layout(folder, layout, partial(_find_finite, run, "fisher"), scale=1 / examples, sync=sync)
         if run.settings.gradient:
             inside = folder / "gradient"
-            with writing(inside):
+            with write_errors(inside):
                 Files().make_folder(inside)
             layout = float_layout(run.shapes.items(), {**metadata, "kind": "gradient", "reduction": "sum"})
             # The sum over the training set, of which the examples are a sample.

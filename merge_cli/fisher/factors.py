@@ -25,7 +25,7 @@ _MOST_LIVE = 0.75
 
 
 @dataclass(frozen=True)
-class Outer:
+class OuterFactors:
     """The gradient of example b is ``sum_t rows[b, t] ⊗ columns[b, t]``.
 
     Attributes:
@@ -40,7 +40,7 @@ class Outer:
 
 
 @dataclass(frozen=True)
-class Scatter:
+class RowScatter:
     """The gradient of example b has ``rows[b, t]`` added at row ``ids[b, t]``, for every t; ids below 0 count nowhere.
 
     Attributes:
@@ -53,13 +53,13 @@ class Scatter:
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseGradients:
     """The gradients themselves, shape ``(batch, *parameter.shape)``; for small parameters."""
 
     gradients: Tensor
 
 
-Contribution = Outer | Scatter | Dense
+Contribution = OuterFactors | RowScatter | DenseGradients
 
 
 def new_accumulator(shape: torch.Size, device: torch.device) -> Tensor:
@@ -79,9 +79,9 @@ def add_squares(total: Tensor, parts: Sequence[Contribution]) -> None:
         total: Float32, the parameter's shape; changed in place.
         parts: One per use of the parameter in the pass, all of the same examples.
     """
-    outers = [_live(part) for part in parts if isinstance(part, Outer)]
-    scatters = [part for part in parts if isinstance(part, Scatter)]
-    dense = [part.gradients.float() for part in parts if isinstance(part, Dense)]
+    outers = [_live(part) for part in parts if isinstance(part, OuterFactors)]
+    scatters = [part for part in parts if isinstance(part, RowScatter)]
+    dense = [part.gradients.float() for part in parts if isinstance(part, DenseGradients)]
     outer, scatter = _joined_outer(outers), _joined_scatter(scatters)
     if dense:
         gradients = sum(dense[1:], dense[0])
@@ -98,21 +98,21 @@ def add_squares(total: Tensor, parts: Sequence[Contribution]) -> None:
         _add_rows(total, scatter)
 
 
-def _joined_outer(parts: list[Outer]) -> Outer | None:
+def _joined_outer(parts: list[OuterFactors]) -> OuterFactors | None:
     """Uses of one matrix add up as more tokens of one use do."""
     if len(parts) < 2:
         return parts[0] if parts else None
     rows, columns = [part.rows for part in parts], [part.columns for part in parts]
-    return Outer(torch.cat(rows, dim=1), torch.cat(columns, dim=1), parts[0].returned)
+    return OuterFactors(torch.cat(rows, dim=1), torch.cat(columns, dim=1), parts[0].returned)
 
 
-def _joined_scatter(parts: list[Scatter]) -> Scatter | None:
+def _joined_scatter(parts: list[RowScatter]) -> RowScatter | None:
     if len(parts) < 2:
         return parts[0] if parts else None
-    return Scatter(torch.cat([part.ids for part in parts], dim=1), torch.cat([part.rows for part in parts], dim=1))
+    return RowScatter(torch.cat([part.ids for part in parts], dim=1), torch.cat([part.rows for part in parts], dim=1))
 
 
-def _live(outer: Outer) -> Outer:
+def _live(outer: OuterFactors) -> OuterFactors:
     """Leave out the tokens from which nothing comes back in any example: padding; all but the first before a pooler."""
     rows, columns = outer.rows.float(), outer.columns.float()
     if rows.device.type == "cpu" and rows.shape[1] > 1:
@@ -124,10 +124,10 @@ def _live(outer: Outer) -> Outer:
         # A range needs no copy; leaving out what is dead inside it does, and pays off where that is much.
         if len(places) < _MOST_LIVE * (last - first):
             rows, columns = rows[:, live[first:last]], columns[:, live[first:last]]
-    return Outer(rows, columns, outer.returned)
+    return OuterFactors(rows, columns, outer.returned)
 
 
-def _add_matrices(total: Tensor, outer: Outer, scatter: Scatter | None) -> None:
+def _add_matrices(total: Tensor, outer: OuterFactors, scatter: RowScatter | None) -> None:
     matrix = total.view(outer.rows.shape[2], -1) if total.dim() != 2 else total
     left, right = outer.rows, outer.columns
     if scatter is None and not matrix.is_contiguous():
@@ -159,7 +159,7 @@ def _add_matrices(total: Tensor, outer: Outer, scatter: Scatter | None) -> None:
             part.addcmul_(one, one)
 
 
-def _add_one(one: Tensor, outer: Outer | None, scatter: Scatter | None, example: int, start: int) -> None:
+def _add_one(one: Tensor, outer: OuterFactors | None, scatter: RowScatter | None, example: int, start: int) -> None:
     """Add the gradient of one example to ``one``, which holds rows from ``start`` of the parameter."""
     if outer is not None:
         one.view(outer.rows.shape[2], -1).addmm_(outer.rows[example].t(), outer.columns[example])
@@ -169,7 +169,7 @@ def _add_one(one: Tensor, outer: Outer | None, scatter: Scatter | None, example:
         one.index_add_(0, ids[inside], scatter.rows[example][inside].float())
 
 
-def _add_rows(total: Tensor, scatter: Scatter) -> None:
+def _add_rows(total: Tensor, scatter: RowScatter) -> None:
     """Add squares of gradients that touch few rows, without making the others."""
     height = total.shape[0]
     examples = torch.arange(len(scatter.ids), device=scatter.ids.device)[:, None]

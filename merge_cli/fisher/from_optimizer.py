@@ -24,7 +24,7 @@ from merge_cli.checkpoint import (
     Reader,
     Source,
     Staging,
-    check_apart,
+    check_no_overlap,
     check_replaceable,
     locate,
     model_identity,
@@ -35,7 +35,7 @@ from merge_cli.checkpoint.staging import working_folders
 from merge_cli.checkpoint.torch_bin import read_saved
 from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.fisher.hf_model import empty_model, guess_task
-from merge_cli.fisher.optimizer_state import Moments, name_adam, name_ivon
+from merge_cli.fisher.optimizer_state import Moments, read_adam_state, read_ivon_state
 from merge_cli.fisher.parameter_names import StoredNames
 from merge_cli.fisher.storage import float_layout, read_tensor, write_layout
 from merge_cli.fisher.trainer import STATE_FILE, find_state, trainer_state
@@ -89,9 +89,9 @@ def import_fisher(settings: ImportSettings, out: Path, *, force: bool = False, s
         check_replaceable(out, force=False)
     checkpoint = open_checkpoint(locate(settings.model, (Path.cwd(),)), label=settings.model)
     for folder in working_folders(out):
-        check_apart(folder, checkpoint.root, f"the model {checkpoint.label}")
+        check_no_overlap(folder, checkpoint.root, f"the model {checkpoint.label}")
     check_replaceable(out, force=force)
-    check_apart(out, settings.source, "the state of the optimizer")
+    check_no_overlap(out, settings.source, "the state of the optimizer")
     if settings.kind is Kind.ADAM:
         _check_tokens(settings, checkpoint)
     settings = replace(settings, source=find_state(settings.source))
@@ -137,9 +137,12 @@ def _reading(settings: ImportSettings, checkpoint: Checkpoint) -> Iterator[tuple
     with Reader([identity]) as reader:
         model = empty_model(checkpoint)
         if settings.kind is Kind.IVON:
-            yield name_ivon(state, model, settings.source), reader
+            yield read_ivon_state(state, model, settings.source), reader
         else:
-            yield name_adam(state, model, settings.source, lambda place: float(read_tensor(reader, place))), reader
+            yield (
+                read_adam_state(state, model, settings.source, lambda place: float(read_tensor(reader, place))),
+                reader,
+            )
 
 
 def _adam_scale(settings: ImportSettings, moments: Moments) -> tuple[float, dict[str, str]]:

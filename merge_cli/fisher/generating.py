@@ -11,7 +11,7 @@ import torch
 from merge_cli.errors import CheckpointError
 from merge_cli.fisher.batching import Encoded, Unusable
 from merge_cli.fisher.likelihood import IGNORED
-from merge_cli.fisher.optional_imports import require
+from merge_cli.fisher.optional_imports import import_optional
 
 _BEGINNING = "Below is an instruction that describes a task"
 _FURTHER = ", paired with an input that provides further context"
@@ -102,7 +102,7 @@ def check_template(tokenizer: Any) -> None:
             "the data are chats, and the model's tokenizer has no chat template",
             hint="copy the chat_template.jinja that the model was trained with beside it, or that of its base",
         )
-    require("jinja2", "a chat template")
+    import_optional("jinja2", "a chat template")
 
 
 def _turn(value: Any) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _rendered(tokenizer: Any, turns: Sequence[dict[str, Any]], *, ask: bool = Fa
     """Return what the template makes of turns; with ``ask`` up to where the assistant would go on."""
     try:
         return tokenizer.apply_chat_template(list(turns), add_generation_prompt=ask, **{"tokenize": False, **how})
-    except require("jinja2", "a chat template").TemplateError as error:
+    except import_optional("jinja2", "a chat template").TemplateError as error:
         raise Unusable(f"that the chat template refuses ({str(error).splitlines()[0][:80]})") from error
 
 

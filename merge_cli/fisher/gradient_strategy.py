@@ -12,7 +12,7 @@ from merge_cli.fisher.batch_axes import Call
 from merge_cli.fisher.layer_rules import Rule, find_rule
 
 
-class Way(IntEnum):
+class Strategy(IntEnum):
     """Ways to a parameter's per-example gradients, the cheapest first."""
 
     LAYER = 0  # from the inputs and returned gradients of the layers that use it
@@ -21,7 +21,7 @@ class Way(IntEnum):
 
 
 @dataclass(frozen=True)
-class Plan:
+class GradientPlan:
     """What to do where.
 
     Attributes:
@@ -39,44 +39,44 @@ class Plan:
     tables: tuple[nn.Module, ...] = ()
     replays: Mapping[nn.Module, tuple[Tensor, ...]] = field(default_factory=dict)
     model: tuple[Tensor, ...] = ()
-    ways: Mapping[Tensor, Way] = field(default_factory=dict)
+    ways: Mapping[Tensor, Strategy] = field(default_factory=dict)
     uncalled: tuple[nn.Module, ...] = ()
 
 
-def make_plan(
+def choose_strategies(
     model: nn.Module,
     parameters: Iterable[Tensor],
     traced: Mapping[nn.Module, list[Call]],
-    least: Mapping[Tensor, Way],
-) -> Plan:
+    least: Mapping[Tensor, Strategy],
+) -> GradientPlan:
     """Choose the cheapest way to each parameter that is not below ``least``, which is what failed before."""
     owners, tables, parents = _owners(model), _tables(model), _parents(model)
     layers: dict[nn.Module, Rule] = {}
     used_tables: list[nn.Module] = []
     replays: dict[nn.Module, list[Tensor]] = {}
     uncalled: dict[nn.Module, None] = {}
-    ways: dict[Tensor, Way] = {}
+    ways: dict[Tensor, Strategy] = {}
     for parameter in parameters:
         called = [user for user in owners[parameter] if user in traced]
-        way, table = least.get(parameter, Way.LAYER), tables.get(parameter)
+        way, table = least.get(parameter, Strategy.LAYER), tables.get(parameter)
         ways[parameter] = way
-        if way == Way.LAYER and table is not None:
+        if way == Strategy.LAYER and table is not None:
             used_tables.append(table)
-        elif way == Way.LAYER and not called:
+        elif way == Strategy.LAYER and not called:
             uncalled.update(dict.fromkeys(owners[parameter]))
-        elif way == Way.LAYER and len(rules := _rules(called, traced)) == len(called):
+        elif way == Strategy.LAYER and len(rules := _rules(called, traced)) == len(called):
             layers.update(rules)
-        elif way <= Way.REPLAY and called and (around := _smallest_around(called, parents, traced)) is not None:
+        elif way <= Strategy.REPLAY and called and (around := _smallest_around(called, parents, traced)) is not None:
             replays.setdefault(around, []).append(parameter)
-            ways[parameter] = Way.REPLAY
+            ways[parameter] = Strategy.REPLAY
         else:
-            ways[parameter] = Way.MODEL
-    return Plan(
+            ways[parameter] = Strategy.MODEL
+    return GradientPlan(
         layers,
         frozenset(layer for layer in layers if not all(call.separable for call in traced[layer])),
         tuple(used_tables),
         {module: tuple(wanted) for module, wanted in replays.items()},
-        tuple(parameter for parameter, way in ways.items() if way == Way.MODEL),
+        tuple(parameter for parameter, way in ways.items() if way == Strategy.MODEL),
         ways,
         tuple(module for module in uncalled if module not in layers),
     )

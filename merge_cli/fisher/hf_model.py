@@ -11,7 +11,7 @@ from merge_cli.checkpoint import Checkpoint, parse_float_dtype, to_torch
 from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.fisher.configuration import cannot_load, read_configuration
 from merge_cli.fisher.likelihood import Task
-from merge_cli.fisher.optional_imports import hushed, require
+from merge_cli.fisher.optional_imports import import_optional, libraries_silenced
 from merge_cli.text import listed
 
 _AUTO_CLASSES = {
@@ -42,7 +42,7 @@ class Loaded:
     """A model in evaluation mode, and its tokenizer or image processor."""
 
     model: Any
-    tools: Any
+    processor: Any
     task: Task
 
 
@@ -77,7 +77,7 @@ def load_model(
         RecipeError: If transformers is missing or the dtype is unknown.
         CheckpointError: If transformers cannot load it, or it lacks weights that the task needs.
     """
-    transformers = require("transformers", "running a model")
+    transformers = import_optional("transformers", "running a model")
     try:
         wanted = to_torch(parse_float_dtype(dtype))
     except ValueError as error:
@@ -85,15 +85,15 @@ def load_model(
     auto: Any = getattr(transformers, _AUTO_CLASSES[task])
     images = task is Task.IMAGE_CLASSIFICATION
     _check_tokenizer(checkpoint, task)
-    tools_class: Any = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
+    processor_class: Any = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
     try:
-        with hushed():
+        with libraries_silenced():
             config = read_configuration(checkpoint, trusted=trusted)
             model, info = auto.from_pretrained(
                 str(checkpoint.root), config=config, dtype=wanted, output_loading_info=True, trust_remote_code=trusted
             )
-            tools = (
-                tools_class.from_pretrained(str(checkpoint.root), trust_remote_code=trusted)
+            processor = (
+                processor_class.from_pretrained(str(checkpoint.root), trust_remote_code=trusted)
                 if not images or _has_processor(checkpoint)
                 else None
             )
@@ -112,9 +112,9 @@ def load_model(
             hint="choose the --task that the model was trained for",
         )
     _check_classes(checkpoint, task, model.config)
-    _set_padding(checkpoint, task, model.config, tools)
+    _set_padding(checkpoint, task, model.config, processor)
     model.config.use_cache = False
-    return Loaded(model.eval().to(device), tools, task)
+    return Loaded(model.eval().to(device), processor, task)
 
 
 def empty_model(checkpoint: Checkpoint) -> Any:
@@ -124,10 +124,10 @@ def empty_model(checkpoint: Checkpoint) -> Any:
         RecipeError: If transformers is missing.
         CheckpointError: If transformers does not know the architecture.
     """
-    transformers = require("transformers", "naming the parameters")
+    transformers = import_optional("transformers", "naming the parameters")
     auto: Any = getattr(transformers, _AUTO_CLASSES[guess_task(checkpoint)])
     try:
-        with hushed(), torch.device("meta"):
+        with libraries_silenced(), torch.device("meta"):
             return auto.from_config(read_configuration(checkpoint, trusted=False), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise cannot_load(checkpoint, error, "its configuration") from error
@@ -173,13 +173,13 @@ def _check_classes(checkpoint: Checkpoint, task: Task, config: Any) -> None:
         )
 
 
-def _set_padding(checkpoint: Checkpoint, task: Task, config: Any, tools: Any) -> None:
+def _set_padding(checkpoint: Checkpoint, task: Task, config: Any, processor: Any) -> None:
     """Decoders that classify look for the last token that is no padding, so they must know which one that is."""
     text = config.get_text_config()
     if task is not Task.SEQUENCE_CLASSIFICATION or getattr(text, "pad_token_id", None) is not None:
         return
-    text.pad_token_id = config.pad_token_id = tools.pad_token_id
-    if tools.pad_token_id is None:
+    text.pad_token_id = config.pad_token_id = processor.pad_token_id
+    if processor.pad_token_id is None:
         raise CheckpointError(
             f"{checkpoint.label} has no padding token, so examples cannot be put into one batch",
             hint="set pad_token_id in its config.json, and pad_token in its tokenizer_config.json",

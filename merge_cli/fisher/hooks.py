@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from merge_cli.fisher.batch_axes import Call, tensors_in
 from merge_cli.fisher.example_replay import Replayed, add_replayed, requiring
-from merge_cli.fisher.factors import Contribution, Dense, add_squares
-from merge_cli.fisher.gradient_strategy import Plan
+from merge_cli.fisher.factors import Contribution, DenseGradients, add_squares
+from merge_cli.fisher.gradient_strategy import GradientPlan
 from merge_cli.fisher.layer_rules import Rule
 
 
-class Misfit(Exception):
+class TraceMismatch(Exception):
     """The model did something else than when it was traced; carries the parameters concerned."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
@@ -26,7 +26,7 @@ class Misfit(Exception):
         self.parameters = parameters
 
 
-class Watch:
+class HookedPass:
     """Hooks for one batch, what they saw, and what they add to the totals.
 
     Args:
@@ -38,7 +38,7 @@ class Watch:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: GradientPlan,
         traced: Mapping[nn.Module, list[Call]],
         totals: Mapping[Tensor, Tensor],
         size: int,
@@ -56,7 +56,7 @@ class Watch:
         self._last = False
 
     @contextlib.contextmanager
-    def hooked(self) -> Iterator[None]:
+    def hooks(self) -> Iterator[None]:
         """Watch the forward pass that is made inside.
 
         Raises:
@@ -89,7 +89,7 @@ class Watch:
         if self._leaves and losses.requires_grad:
             torch.autograd.grad(losses.sum(), self._leaves, retain_graph=not last, allow_unused=True)
         for table, bias, back in self._tables_returned:
-            self._add(table, Dense(_split_table_gradient(table, bias, back)))
+            self._add(table, DenseGradients(_split_table_gradient(table, bias, back)))
         self._tables_returned.clear()
         for parameter in list(self._parts):
             self._finish(parameter)
@@ -134,14 +134,14 @@ class Watch:
     def _replay_called(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls = self._replayed[module]
         if len(calls) >= len(self._traced[module]):
-            raise Misfit(list(self._plan.replays[module]))
+            raise TraceMismatch(list(self._plan.replays[module]))
         call = self._traced[module][len(calls)]
         inputs, outputs = tensors_in((args, kwargs)), tensors_in(output)
         carrying = [tensor for tensor, carries in zip(inputs, call.inputs, strict=False) if carries]
         if (len(inputs), len(outputs)) != (len(call.inputs), len(call.outputs)) or any(
             tensor.shape[:1] != (self._size,) for tensor in carrying + outputs
         ):
-            raise Misfit(list(self._plan.replays[module]))
+            raise TraceMismatch(list(self._plan.replays[module]))
         returned: dict[int, Tensor] = {}
         for place, tensor in enumerate(outputs):
             if tensor.is_floating_point():
@@ -158,8 +158,8 @@ class Watch:
     def _uncalled_called(self, module: nn.Module, args: Any) -> None:
         raise self._misfit(module)
 
-    def _misfit(self, module: nn.Module) -> Misfit:
-        return Misfit([parameter for parameter in module.parameters(recurse=False) if parameter in self._totals])
+    def _misfit(self, module: nn.Module) -> TraceMismatch:
+        return TraceMismatch([parameter for parameter in module.parameters(recurse=False) if parameter in self._totals])
 
     @contextlib.contextmanager
     def _table_shared_out(self, module: Any) -> Iterator[None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge_cli.errors import CheckpointError
 from merge_cli.fisher.batching import Unusable
-from merge_cli.fisher.optional_imports import require
+from merge_cli.fisher.optional_imports import import_optional
 
 
 def pixels_of(processor: Any, image: Any) -> Tensor:
@@ -31,7 +31,7 @@ def pixels_of(processor: Any, image: Any) -> Tensor:
 
 def _opened(image: Any) -> Any:
     """Decode an image as the data holds it, a path or bytes."""
-    library = require("PIL.Image", "reading images")
+    library = import_optional("PIL.Image", "reading images")
     try:
         if isinstance(image, Mapping):
             content = image.get("bytes")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from merge_cli.fisher.factors import Contribution, Dense, Outer, Scatter
+from merge_cli.fisher.factors import Contribution, DenseGradients, OuterFactors, RowScatter
 
 # From the layer, its input and the gradient of its output, all with the example first, to its parameters' gradients.
 Rule = Callable[[Any, Tensor, Tensor], Iterator[tuple[Tensor, Contribution]]]
@@ -40,16 +40,16 @@ def find_rule(module: nn.Module) -> Rule | None:
 
 def _linear(module: nn.Linear, given: Tensor, back: Tensor) -> Iterator[tuple[Tensor, Contribution]]:
     back = _by_token(back)
-    yield module.weight, Outer(back, _by_token(given), "rows")
+    yield module.weight, OuterFactors(back, _by_token(given), "rows")
     if module.bias is not None:
-        yield module.bias, Dense(back.sum(dim=1, dtype=torch.float32))
+        yield module.bias, DenseGradients(back.sum(dim=1, dtype=torch.float32))
 
 
 def _transposed_linear(module: Any, given: Tensor, back: Tensor) -> Iterator[tuple[Tensor, Contribution]]:
     """The Conv1D of transformers: a linear layer whose weight is stored (in, out)."""
     back = _by_token(back)
-    yield module.weight, Outer(_by_token(given), back, "columns")
-    yield module.bias, Dense(back.sum(dim=1, dtype=torch.float32))
+    yield module.weight, OuterFactors(_by_token(given), back, "columns")
+    yield module.bias, DenseGradients(back.sum(dim=1, dtype=torch.float32))
 
 
 def _embedding(
@@ -58,22 +58,22 @@ def _embedding(
     ids = given.reshape(given.shape[0], -1)
     if module.padding_idx is not None:
         ids = ids.masked_fill(ids == module.padding_idx, -1)
-    yield module.weight, Scatter(ids, _by_token(back) if scale == 1.0 else _by_token(back).float() * scale)
+    yield module.weight, RowScatter(ids, _by_token(back) if scale == 1.0 else _by_token(back).float() * scale)
 
 
 def _layer_norm(module: nn.LayerNorm, given: Tensor, back: Tensor) -> Iterator[tuple[Tensor, Contribution]]:
     if module.weight is not None:
         normed = functional.layer_norm(given, module.normalized_shape, None, None, module.eps)
-        yield module.weight, Dense(_by_token(normed.mul_(back)).sum(dim=1, dtype=torch.float32))
+        yield module.weight, DenseGradients(_by_token(normed.mul_(back)).sum(dim=1, dtype=torch.float32))
     if module.bias is not None:
-        yield module.bias, Dense(_by_token(back).sum(dim=1, dtype=torch.float32))
+        yield module.bias, DenseGradients(_by_token(back).sum(dim=1, dtype=torch.float32))
 
 
 def _rms_norm(module: nn.Module, given: Tensor, back: Tensor) -> Iterator[tuple[Tensor, Contribution]]:
     weight = module.weight
     assert isinstance(weight, Tensor)
     normed = _rms_normed(given, _rms_epsilon(module))
-    yield weight, Dense(_by_token(normed.mul_(back)).sum(dim=1))
+    yield weight, DenseGradients(_by_token(normed.mul_(back)).sum(dim=1))
 
 
 def _conv2d(module: nn.Conv2d, given: Tensor, back: Tensor) -> Iterator[tuple[Tensor, Contribution]]:
@@ -81,9 +81,9 @@ def _conv2d(module: nn.Conv2d, given: Tensor, back: Tensor) -> Iterator[tuple[Te
     size = (module.kernel_size[0], module.kernel_size[1])
     patches = functional.unfold(given, size, module.dilation, module.padding, module.stride)
     places = back.flatten(2).transpose(1, 2)
-    yield module.weight, Outer(places, patches.transpose(1, 2), "rows")
+    yield module.weight, OuterFactors(places, patches.transpose(1, 2), "rows")
     if module.bias is not None:
-        yield module.bias, Dense(places.sum(dim=1, dtype=torch.float32))
+        yield module.bias, DenseGradients(places.sum(dim=1, dtype=torch.float32))
 
 
 def _by_token(values: Tensor) -> Tensor:

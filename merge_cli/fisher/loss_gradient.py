@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from merge_cli.checkpoint import Checkpoint, Files
-from merge_cli.checkpoint.os_errors import writing
+from merge_cli.checkpoint.os_errors import write_errors
 from merge_cli.fisher.batching import Tally, batches, encode_rows
 from merge_cli.fisher.data import open_rows
-from merge_cli.fisher.encode import encoder_of
+from merge_cli.fisher.encode import checked_encoder
 from merge_cli.fisher.hf_model import Loaded, guess_task, load_model
 from merge_cli.fisher.likelihood import Estimator, Likelihood
 from merge_cli.fisher.objective import Batch
@@ -49,9 +49,9 @@ def make_probe(loaded: Loaded, settings: FisherSettings) -> Probe:
         CheckpointError: If the data cannot be read, or no row of it has a label.
     """
     rows, tally = open_rows(settings.source), Tally()
-    encode = encoder_of(loaded, rows, settings, labelled=True).encode
+    encode = checked_encoder(loaded, rows, settings, labelled=True).encode
     examples = encode_rows(rows, encode, tally, examples=settings.examples, labelled=True)
-    pad = getattr(loaded.tools, "pad_token_id", None) or 0
+    pad = getattr(loaded.processor, "pad_token_id", None) or 0
     found = tuple(batches(examples, size=settings.batch_size, pad=pad, device=torch.device("cpu")))
     return Probe(found, tally.used)
 
@@ -78,7 +78,7 @@ def write_gradient(loaded: Loaded, checkpoint: Checkpoint, probe: Probe, out: Pa
     for name, total in gradient.totals.items():
         for stored, values in names.stored(name, total.to("meta")).items():
             shapes[stored], holder[stored] = tuple(values.shape), name
-    with writing(out):
+    with write_errors(out):
         Files().make_folder(out)
     layout = float_layout(shapes.items(), {"format": "pt", "kind": "gradient", "reduction": "sum"})
     write_layout(

@@ -56,7 +56,7 @@ class _Group:
     settings: Mapping[str, Any]
 
 
-def name_adam(state: Any, model: nn.Module, file: Path, read_number: ReadNumber) -> Moments:
+def read_adam_state(state: Any, model: nn.Module, file: Path, read_number: ReadNumber) -> Moments:
     """Read the state of torch's Adam or AdamW as a transformers Trainer run saves it.
 
     Args:
@@ -93,7 +93,7 @@ def name_adam(state: Any, model: nn.Module, file: Path, read_number: ReadNumber)
     return Moments(values, max(steps, default=None), betas.pop() if len(betas) == 1 else None)
 
 
-def name_ivon(state: Any, model: nn.Module, file: Path) -> Moments:
+def read_ivon_state(state: Any, model: nn.Module, file: Path) -> Moments:
     """Read the state of IVON, which keeps the Hessian of a group as one vector in the group.
 
     Raises:

@@ -13,7 +13,7 @@ from merge_cli.errors import RecipeError
 _ALONE = threading.RLock()
 
 
-def require(library: str, what: str) -> Any:
+def import_optional(library: str, what: str) -> Any:
     """Import an optional library.
 
     Args:
@@ -33,7 +33,7 @@ def require(library: str, what: str) -> Any:
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
+def libraries_silenced() -> Iterator[None]:
     """Silence the bars and warnings of transformers and datasets; what matters of them is told in other words.
 
     One thread at a time: transformers replaces functions of its own while it loads a model, and two threads that load

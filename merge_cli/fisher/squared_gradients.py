@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from merge_cli.fisher.batch_axes import Call, trace
 from merge_cli.fisher.example_replay import add_single_examples
 from merge_cli.fisher.factors import new_accumulator
-from merge_cli.fisher.gradient_strategy import Plan, Way, make_plan, table_weights
-from merge_cli.fisher.hooks import Misfit, Watch
+from merge_cli.fisher.gradient_strategy import GradientPlan, Strategy, choose_strategies, table_weights
+from merge_cli.fisher.hooks import HookedPass, TraceMismatch
 from merge_cli.fisher.objective import Batch, Objective
 
 # Relative disagreement with the loop up to which a way counts as right: rounding, by the dtype of the computation.
@@ -50,8 +50,8 @@ class SquaredGradients:
             name: new_accumulator(parameter.shape, parameter.device) for name, parameter in parameters.items()
         }
         self._total_of = {parameter: self.totals[name] for name, parameter in parameters.items()}
-        self._least: dict[Tensor, Way] = {}
-        self._plan: Plan | None = None
+        self._least: dict[Tensor, Strategy] = {}
+        self._plan: GradientPlan | None = None
         self._traced: dict[nn.Module, list[Call]] = {}
 
     def add(self, batch: Batch, objective: Objective) -> Any:
@@ -91,12 +91,12 @@ class SquaredGradients:
     def _add(self, batch: Batch, objective: Objective) -> Any:
         while True:
             assert self._plan is not None
-            watch = Watch(self._plan, self._traced, self._total_of, batch.size)
+            watch = HookedPass(self._plan, self._traced, self._total_of, batch.size)
             try:
-                with watch.hooked():
+                with watch.hooks():
                     outputs = self.model(**batch.inputs)
                 break
-            except Misfit as misfit:
+            except TraceMismatch as misfit:
                 self._demote(misfit.parameters)
         with torch.no_grad():
             targets = objective.targets(outputs, batch)
@@ -127,18 +127,18 @@ class SquaredGradients:
         for parameter, total in self._total_of.items():
             tolerance = _TOLERANCE.get(parameter.dtype, _COARSE_TOLERANCE)
             off = _root_mean_square(total)
-            if off > tolerance * found[parameter] + negligible and self._plan.ways[parameter] < Way.MODEL:
+            if off > tolerance * found[parameter] + negligible and self._plan.ways[parameter] < Strategy.MODEL:
                 failed.append(parameter)
         return failed
 
     def _demote(self, parameters: list[Tensor]) -> None:
         assert self._plan is not None
         for parameter in parameters:
-            self._least[parameter] = Way(min(Way.MODEL, self._plan.ways[parameter] + 1))
+            self._least[parameter] = Strategy(min(Strategy.MODEL, self._plan.ways[parameter] + 1))
         self._replan()
 
     def _replan(self) -> None:
-        self._plan = make_plan(self.model, self._total_of, self._traced, self._least)
+        self._plan = choose_strategies(self.model, self._total_of, self._traced, self._least)
 
     def _clear(self) -> None:
         for total in self._total_of.values():

@@ -20,11 +20,11 @@ from merge_cli.checkpoint import (
     ShardWriter,
     Source,
     StoredTensor,
-    lay_out,
     open_checkpoint,
+    plan_shards,
 )
-from merge_cli.checkpoint.folder_lock import discard_locked, locked
-from merge_cli.checkpoint.os_errors import writing
+from merge_cli.checkpoint.folder_lock import lock_folder, remove_locked_folder
+from merge_cli.checkpoint.os_errors import write_errors
 from merge_cli.errors import ResourceError
 from merge_cli.stream.decode import read_whole
 
@@ -35,7 +35,7 @@ _BLOCK_NUMEL = 2**22
 
 def float_layout(shapes: Iterable[tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> Layout:
     """Lay out float32 tensors of these names and shapes, in this order."""
-    return lay_out([(name, DType.F32, shape) for name, shape in shapes], shard_bytes=SHARD_BYTES, metadata=metadata)
+    return plan_shards([(name, DType.F32, shape) for name, shape in shapes], shard_bytes=SHARD_BYTES, metadata=metadata)
 
 
 def write_layout(folder: Path, layout: Layout, find: Callable[[str], Tensor], *, scale: float, sync: bool) -> None:
@@ -49,7 +49,7 @@ def write_layout(folder: Path, layout: Layout, find: Callable[[str], Tensor], *,
         sync: Whether to return only when all of it is on the device.
     """
     with ShardWriter(folder, layout) as writer:
-        for name, place in layout.places.items():
+        for name, place in layout.targets.items():
             write_tensor(writer, place, find(name), scale=scale)
         if sync:
             writer.sync()
@@ -85,7 +85,7 @@ def _bytes_of(flat: Tensor) -> memoryview:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[Path]:
+def hold_folder(folder: Path) -> Iterator[Path]:
     """Keep a folder of saved sums for this process alone; one in which nothing was saved goes again.
 
     Raises:
@@ -93,20 +93,20 @@ def held(folder: Path) -> Iterator[Path]:
         RecipeError: If it is none of ours.
     """
     files, busy = Files(), f"another process is measuring into {folder}"
-    with locked(folder, files, run="measurement", busy=busy) as lock:
+    with lock_folder(folder, files, run="measurement", busy=busy) as lock:
         try:
             yield folder
         finally:
             if not any(folder.glob("*.safetensors")):
-                discard_locked(folder, lock, files)
+                remove_locked_folder(folder, lock, files)
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Replace a file by one that holds these tensors; it is complete under its name at any moment."""
     files, fresh = Files(), path.with_name(path.name + ".new")
-    with writing(fresh):
+    with write_errors(fresh):
         files.make_folder(fresh)
-    layout = lay_out(
+    layout = plan_shards(
         [(name, DType.F32, tuple(values.shape)) for name, values in tensors.items()],
         shard_bytes=2**62,
         metadata=metadata,
@@ -116,7 +116,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     except ResourceError:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    with writing(path):
+    with write_errors(path):
         files.rename(fresh / "model.safetensors", path)
         files.remove_empty_folder(fresh)
     files.sync_folder(path.parent)

@@ -8,9 +8,9 @@ from merge_cli.kernels import Array, weight_sum_or_one, weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Density,
+    Input,
     Measure,
     Method,
-    Need,
     Params,
     Scale,
     Weights,
@@ -58,7 +58,7 @@ def caution(params: DareLinearParams) -> str:
 METHOD = Method(
     merge=dare_linear,
     params=DareLinearParams,
-    needs=lambda params, given: frozenset({Need.BASE, Need.DELTAS}),
+    needs=lambda params, available: frozenset({Input.BASE, Input.DELTAS}),
     summary="drop entries of task vectors at random, rescale the rest, add them to the base",
     equation="merged = θ₀ + λ Σ wᵢ mᵢ (θᵢ − θ₀) / density,  mᵢ ~ Bernoulli(density)",
     source="Yu et al. 2023, arXiv 2311.03099",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merge_cli.kernels import Array, Election, ZeroSum, disjoint_merge
-from merge_cli.methods.contract import Block, Method, Need, setting
+from merge_cli.methods.contract import Block, Input, Method, setting
 from merge_cli.methods.dare_linear import DareLinearParams, caution, measure_rescale
 from merge_cli.methods.prepare.dare import drop_at_random, rescaling
 
@@ -34,7 +34,7 @@ def dare_ties(block: Block, params: DareTiesParams) -> Array:
 METHOD = Method(
     merge=dare_ties,
     params=DareTiesParams,
-    needs=lambda params, given: frozenset({Need.BASE, Need.DELTAS}),
+    needs=lambda params, available: frozenset({Input.BASE, Input.DELTAS}),
     summary="drop entries at random, rescale, elect a sign per element, sum those that agree",
     equation="merged = θ₀ + λ Σ { wᵢ δ̂ᵢ : sign(wᵢ δ̂ᵢ) = sign(Σ wⱼ δ̂ⱼ) },  δ̂ᵢ = mᵢ (θᵢ − θ₀) / density",
     source="Yu et al. 2023, arXiv 2311.03099; Yadav et al. 2023, arXiv 2306.01708",

@@ -12,10 +12,10 @@ from torch import Tensor
 from merge_cli.kernels import chunk_sums, sum_models, weighted_sum
 from merge_cli.methods.contract import (
     Block,
-    Extent,
+    Input,
     Measure,
+    MeasureOver,
     Method,
-    Need,
     Params,
     Totals,
     Weights,
@@ -86,8 +86,8 @@ def _fallback(models: Tensor, weights: list[float], params: FisherParams) -> Ten
 
 def _measure(params: FisherParams) -> Measure:
     """Measure each Fisher's mean and L2 norm over the model."""
-    needs = {Need.FISHER, Need.BASE_FISHER} if params.include_base else {Need.FISHER}
-    return measure_sums(frozenset(needs), Extent.MODEL, _sums, _means_and_norms)
+    needs = {Input.FISHER, Input.BASE_FISHER} if params.include_base else {Input.FISHER}
+    return measure_sums(frozenset(needs), MeasureOver.MODEL, _sums, _means_and_norms)
 
 
 def _sums(block: Block, params: FisherParams) -> Tensor:
@@ -101,9 +101,9 @@ def _means_and_norms(totals: Totals, _: FisherParams, sums: list[float]) -> list
     return [(total / totals.numel, math.sqrt(square)) for total, square in zip(sums[:half], sums[half:], strict=True)]
 
 
-def _needs(params: FisherParams, given: frozenset[Need]) -> frozenset[Need]:
-    base = {Need.BASE, Need.BASE_FISHER} if params.include_base else set()
-    return frozenset({Need.MODELS, Need.FISHER} | base)
+def _needs(params: FisherParams, available: frozenset[Input]) -> frozenset[Input]:
+    base = {Input.BASE, Input.BASE_FISHER} if params.include_base else set()
+    return frozenset({Input.MODELS, Input.FISHER} | base)
 
 
 METHOD = Method(

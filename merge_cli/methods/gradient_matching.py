@@ -22,10 +22,10 @@ from merge_cli.kernels import chunk_sums, weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Diagnosis,
-    Extent,
+    Input,
     Measure,
+    MeasureOver,
     Method,
-    Need,
     Params,
     Totals,
     Weights,
@@ -96,7 +96,7 @@ def gradient_matching(block: Block, params: GradientMatchingParams) -> Tensor:
     """Return θ₀ + sum_i α_i (k_i H₀ + H_i) / (H₀ + sum_j α_j H_j) · (θ_i - θ₀); k_i = 1 in equation 12."""
     scales = _with_merged(block.measured or _given_scales(params), block.posterior)
     prior = torch.full_like(block.base, scales.prior)
-    if block.has(Need.BASE_CURVATURE):
+    if block.has(Input.BASE_CURVATURE):
         prior += block.base_curvature
     curvature = torch.maximum(block.curvature, block.column(scales.floors))
     precision = _guarded(block, prior, weighted_sum(curvature, params.weight).add_(prior), params)
@@ -184,16 +184,16 @@ def _measure(params: GradientMatchingParams) -> Measure | None:
     if params.prior_precision != "auto" and params.curvature_floor == 0 and params.anchor != "auto":
         return None
 
-    needs = {Need.CURVATURE, Need.BASE_CURVATURE}
+    needs = {Input.CURVATURE, Input.BASE_CURVATURE}
     if params.anchor == "auto":
-        needs |= {Need.GRADIENTS, Need.DELTAS}
-    return measure_sums(frozenset(needs), Extent.MODEL, _sums, _scales)
+        needs |= {Input.GRADIENTS, Input.DELTAS}
+    return measure_sums(frozenset(needs), MeasureOver.MODEL, _sums, _scales)
 
 
 def _sums(block: Block, _: GradientMatchingParams) -> Tensor:
-    base = block.base_curvature if block.has(Need.BASE_CURVATURE) else torch.zeros_like(block.curvature[0])
+    base = block.base_curvature if block.has(Input.BASE_CURVATURE) else torch.zeros_like(block.curvature[0])
     rows = [base[None], block.curvature]
-    if block.has(Need.GRADIENTS):
+    if block.has(Input.GRADIENTS):
         squares = block.deltas.square()
         rows += [block.gradients * block.deltas, squares * base, squares]
     return chunk_sums(torch.cat(rows))
@@ -217,15 +217,15 @@ def _scales(totals: Totals, params: GradientMatchingParams, sums: list[float]) -
     return Scales(prior, floors, _one_anchor(shares, params), gratio)
 
 
-def _needs(params: GradientMatchingParams, given: frozenset[Need]) -> frozenset[Need]:
-    if Need.BASE_CURVATURE not in given and params.prior_precision == 0:
+def _needs(params: GradientMatchingParams, available: frozenset[Input]) -> frozenset[Input]:
+    if Input.BASE_CURVATURE not in available and params.prior_precision == 0:
         raise ValueError(
             "gradient_matching needs base_fisher or prior_precision above 0: without either it is Fisher averaging"
         )
-    gradients = {Need.GRADIENTS} if params.anchor == "measured" else set()
+    gradients = {Input.GRADIENTS} if params.anchor == "measured" else set()
     if params.anchor == "auto":
-        gradients = set(given & {Need.GRADIENTS})
-    return frozenset({Need.BASE, Need.DELTAS, Need.CURVATURE} | gradients) | (given & {Need.BASE_CURVATURE})
+        gradients = set(available & {Input.GRADIENTS})
+    return frozenset({Input.BASE, Input.DELTAS, Input.CURVATURE} | gradients) | (available & {Input.BASE_CURVATURE})
 
 
 def _diagnose(sums: Mapping[str, float], measured: Scales | None, params: GradientMatchingParams) -> Diagnosis:

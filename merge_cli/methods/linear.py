@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from merge_cli.kernels import Array, weighted_sum
-from merge_cli.methods.contract import Block, Method, Need, Params, Weights, per_model, unusual_average
+from merge_cli.methods.contract import Block, Input, Method, Params, Weights, per_model, unusual_average
 
 
 class LinearParams(Params):
@@ -35,7 +35,7 @@ def linear(block: Block, params: LinearParams) -> Array:
 METHOD = Method(
     merge=linear,
     params=LinearParams,
-    needs=lambda params, given: frozenset({Need.MODELS}),
+    needs=lambda params, available: frozenset({Input.MODELS}),
     summary="average, weighted or not",
     equation="merged = Σ wᵢ θᵢ / Σ wᵢ",
     source="Wortsman et al. 2022, arXiv 2203.05482",

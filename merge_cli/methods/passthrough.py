@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merge_cli.kernels import Array
-from merge_cli.methods.contract import Block, Method, Need, Params, per_model
+from merge_cli.methods.contract import Block, Input, Method, Params, per_model
 
 
 class PassthroughParams(Params):
@@ -20,7 +20,7 @@ def passthrough(block: Block, params: PassthroughParams) -> Array:
 METHOD = Method(
     merge=passthrough,
     params=PassthroughParams,
-    needs=lambda params, given: frozenset({Need.MODELS}),
+    needs=lambda params, available: frozenset({Input.MODELS}),
     summary="copy one model, scaled or converted",
     equation="merged = scale · θ₁",
     source="no paper: the identity",

@@ -7,7 +7,7 @@ import math
 from pydantic import Field
 
 from merge_cli.kernels import Array, chunk_gram, slerp_coefficients, weighted_sum
-from merge_cli.methods.contract import Block, Extent, Method, Need, Params, Totals, measure_sums
+from merge_cli.methods.contract import Block, Input, MeasureOver, Method, Params, Totals, measure_sums
 
 
 class SlerpParams(Params):
@@ -40,7 +40,7 @@ def _caution(params: SlerpParams) -> str:
 METHOD = Method(
     merge=slerp,
     params=SlerpParams,
-    needs=lambda params, given: frozenset({Need.BASE, Need.MODELS}),
+    needs=lambda params, available: frozenset({Input.BASE, Input.MODELS}),
     summary="interpolate between two models along the arc",
     equation="merged = sin((1−t)Ω)/sin Ω · θ₀ + sin(tΩ)/sin Ω · θ₁,  cos Ω = ⟨θ₀, θ₁⟩ / (‖θ₀‖ ‖θ₁‖)",
     source="Shoemake 1985, doi 10.1145/325334.325242",
@@ -48,7 +48,9 @@ METHOD = Method(
     "other is taken by its share of the straight line, in mergekit by sin(t π/2)",
     models=(1, 1),
     caution=_caution,
-    measure=lambda params: measure_sums(frozenset({Need.BASE, Need.MODELS}), Extent.TENSOR, _gram, _coefficients),
+    measure=lambda params: measure_sums(
+        frozenset({Input.BASE, Input.MODELS}), MeasureOver.TENSOR, _gram, _coefficients
+    ),
     numpy=True,
     version=2,
 )

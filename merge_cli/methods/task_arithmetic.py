@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from merge_cli.kernels import Array, weight_sum_or_one, weighted_sum
-from merge_cli.methods.contract import Block, Method, Need, Params, Scale, Weights, per_model, unusual_task_weights
+from merge_cli.methods.contract import Block, Input, Method, Params, Scale, Weights, per_model, unusual_task_weights
 
 
 class TaskArithmeticParams(Params):
@@ -28,7 +28,7 @@ def task_arithmetic(block: Block, params: TaskArithmeticParams) -> Array:
 METHOD = Method(
     merge=task_arithmetic,
     params=TaskArithmeticParams,
-    needs=lambda params, given: frozenset({Need.BASE, Need.DELTAS}),
+    needs=lambda params, available: frozenset({Input.BASE, Input.DELTAS}),
     summary="add scaled task vectors to the base, or subtract them",
     equation="merged = θ₀ + λ Σ wᵢ (θᵢ − θ₀)",
     source="Ilharco et al. 2023, arXiv 2212.04089",

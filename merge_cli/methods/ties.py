@@ -10,10 +10,10 @@ from merge_cli.kernels import Array, Election, ZeroSum, disjoint_merge, zero_bel
 from merge_cli.methods.contract import (
     Block,
     Density,
-    Extent,
+    Input,
     Measure,
+    MeasureOver,
     Method,
-    Need,
     Params,
     Scale,
     Weights,
@@ -52,13 +52,13 @@ def ties(block: Block, params: TiesParams) -> Array:
 
 
 def _measure(params: TiesParams) -> Measure:
-    return measure_thresholds(Extent(params.trim), lambda params, n: params.density)
+    return measure_thresholds(MeasureOver(params.trim), lambda params, n: params.density)
 
 
 METHOD = Method(
     merge=ties,
     params=TiesParams,
-    needs=lambda params, given: frozenset({Need.BASE, Need.DELTAS}),
+    needs=lambda params, available: frozenset({Input.BASE, Input.DELTAS}),
     summary="trim task vectors, elect a sign per element, average those that agree",
     equation="merged = θ₀ + λ · mean of { wᵢ τ̂ᵢ : sign(wᵢ τ̂ᵢ) = sign(Σ wⱼ τ̂ⱼ) },  τ̂ᵢ = largest entries of θᵢ − θ₀",
     source="Yadav et al. 2023, arXiv 2306.01708",

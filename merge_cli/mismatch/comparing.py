@@ -84,7 +84,7 @@ def compare(
             return None if stored is None else read_tensor(reader, stored).double()
 
         for task in plan.merged:
-            name = task.place.name
+            name = task.target.name
             weights: Sequence[float] = getattr(task.params, "weight", (1.0,) * plan.n)
             here = [_wanted(read(each.gradient, name), name) for each in own]
             there = [_wanted(read(each.gradient, name), name) for each in at]

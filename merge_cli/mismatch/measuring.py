@@ -41,7 +41,7 @@ _COLUMNS = re.compile(r"(?P<name>.+?):(?P<columns>(?:text|label|image)=[^,=]+(?:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredMismatch:
     """What was measured on data.
 
     Attributes:
@@ -64,7 +64,7 @@ def measure_mismatch(
     *,
     prior_precision: float,
     say: Callable[[str], None] = lambda text: None,
-) -> Measured:
+) -> MeasuredMismatch:
     """Merge by each scheme into a temporary folder and measure there, with the true labels of all data sets.
 
     Args:
@@ -102,7 +102,7 @@ def measure_mismatch(
         what: {scheme: getattr(each, what.replace(" ", "_")) for scheme, each in found.items()}
         for what in ("gradient mismatch", "joint gradient", "loss increase", "fidelity")
     }
-    return Measured(values, losses, tuple(_warnings(plan, found)))
+    return MeasuredMismatch(values, losses, tuple(_warnings(plan, found)))
 
 
 def columns_of(data: str, otherwise: Columns) -> tuple[str, Columns]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from merge_cli.checkpoint import Files, Staging, check_apart, check_replaceable
+from merge_cli.checkpoint import Files, Staging, check_no_overlap, check_replaceable
 from merge_cli.checkpoint.digest_file import files_below
-from merge_cli.checkpoint.os_errors import reading, writing
+from merge_cli.checkpoint.os_errors import read_errors, write_errors
 from merge_cli.checkpoint.staging import working_folders
 from merge_cli.checkpoint.writer import check_room
 from merge_cli.errors import RecipeError
@@ -28,7 +28,7 @@ def check_out(plan: MergePlan, out: Path, *, force: bool) -> None:
         sources[origin.folder / origin.name] = f"the recipe {origin.name}"
     for folder in working_folders(out):
         for source, what in sources.items():
-            check_apart(folder, source, what)
+            check_no_overlap(folder, source, what)
     if force or finished(plan, out, Files()) is None:
         check_replaceable(out, force=force)
 
@@ -59,13 +59,13 @@ def check_disk(plan: MergePlan, folder: Path, files: Files) -> None:
     Raises:
         ResourceError: With both sizes.
     """
-    with reading(folder):
+    with read_errors(folder):
         beside = len(plan.variants) * sum(source.stat().st_size for source in plan.side_files.values())
-    with writing(folder):
+    with write_errors(folder):
         names = [name for name in files_below(folder) if not name.startswith(".")]
         there = sum((folder / name).lstat().st_blocks * 512 for name in names)
         wanted = sum(output.layout.nbytes for output in plan.outputs)
-        check_room(folder, wanted + beside - there, files.free(folder))
+        check_room(folder, wanted + beside - there, files.free_bytes(folder))
 
 
 def keep_or_discard(staging: Staging, error: BaseException, files: Files) -> None:

@@ -10,7 +10,7 @@ from merge_cli.checkpoint.rehearsal import rehearsed
 from merge_cli.output.place import check_disk, check_out
 from merge_cli.plan import MergePlan
 from merge_cli.report import finished
-from merge_cli.stream import bytes_of, check_fishers, find_past
+from merge_cli.stream import bytes_of, check_fishers, read_state
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def rehearse(
     if not force and finished(plan, out, files) is not None:
         return Rehearsal(unchanged=True)
     with rehearsed(out, force=force, files=files) as folder:
-        past = None if restart else find_past(folder, plan, files)
+        past = None if restart else read_state(folder, plan, files)
         check_disk(plan, folder, files)
         with Reader(plan.input_files, files) as reader:
             check_fishers(plan, reader)

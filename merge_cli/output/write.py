@@ -10,22 +10,22 @@ from pathlib import Path
 
 from merge_cli.checkpoint import Files, Reader, ShardWriter
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, sha256_lines
-from merge_cli.checkpoint.os_errors import writing
+from merge_cli.checkpoint.os_errors import write_errors
 from merge_cli.output.place import check_disk
 from merge_cli.plan import MergePlan
-from merge_cli.report import Written, texts_beside
+from merge_cli.report import Written, output_texts
 from merge_cli.stream import (
     JOURNAL_FILE,
     InputDigests,
     Journal,
+    JournalState,
     Listener,
-    Past,
     RunningDigests,
     bytes_of,
     check_fishers,
     decisions,
-    sound_past,
     stream,
+    verified_state,
 )
 from merge_cli.version import TOOL
 
@@ -41,7 +41,7 @@ class Options:
 
 
 def write_output(
-    plan: MergePlan, out: Path, folder: Path, past: Past | None, options: Options, files: Files
+    plan: MergePlan, out: Path, folder: Path, past: JournalState | None, options: Options, files: Files
 ) -> Written:
     """Write everything into the staging folder.
 
@@ -60,14 +60,14 @@ def write_output(
     written = _write_weights(plan, folder, past, options, files)
     sync, weights, digests = options.sync, dict(written.weights), dict(written.others)
     beside = (*plan.side_files, *plan.side_texts)
-    with writing(folder):
+    with write_errors(folder):
         for each in _folders(output.within(name) for output in plan.variants for name in beside):
             files.make_folder(folder / each)
     for output in plan.variants:
         for name, source in plan.side_files.items():
             digests[output.within(name)] = files.copy(source, folder / output.within(name), sync=sync)
     known = weights | dict(sorted(digests.items()))
-    for file, text in texts_beside(plan, out, written.result, known, inputs=written.inputs, tool=TOOL).items():
+    for file, text in output_texts(plan, out, written.result, known, inputs=written.inputs, tool=TOOL).items():
         content = text.encode("utf-8")
         files.write_new(folder / file, content, sync=sync)
         digests[file] = hashlib.sha256(content).hexdigest()
@@ -87,9 +87,9 @@ def _folders(names: Iterable[str]) -> list[str]:
 def _remove_others(folder: Path, wanted: Collection[str], files: Files) -> None:
     """Remove what stands there by another name: it was written by a run that found other side files."""
     folders = _folders(wanted)
-    with writing(folder):
+    with write_errors(folder):
         for each in ("", *folders):
-            for name in files.names(folder / each):
+            for name in files.list_names(folder / each):
                 path = folder / each / name
                 if path.relative_to(folder).as_posix() not in folders and path.is_dir():
                     files.remove_folder(path)
@@ -98,7 +98,7 @@ def _remove_others(folder: Path, wanted: Collection[str], files: Files) -> None:
                 files.remove(folder / name)
 
 
-def _write_weights(plan: MergePlan, folder: Path, past: Past | None, options: Options, files: Files) -> Written:
+def _write_weights(plan: MergePlan, folder: Path, past: JournalState | None, options: Options, files: Files) -> Written:
     """Stream the tensors of all outputs into files."""
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(Reader(plan.input_files, files))
@@ -106,7 +106,7 @@ def _write_weights(plan: MergePlan, folder: Path, past: Past | None, options: Op
         writers = _writers(plan, folder, stack, files)
         before = bytes_of(past.records, plan) if past is not None else 0
         if past is not None:
-            past = sound_past(past, plan, writers)
+            past = verified_state(past, plan, writers)
         resumed = bytes_of(past.records, plan) if past is not None else 0
         sync = _synchroniser(writers) if options.sync else None
         journal = Journal(folder / JOURNAL_FILE, decisions(plan), past=past, sync=sync, files=files)
@@ -125,8 +125,8 @@ def _write_weights(plan: MergePlan, folder: Path, past: Past | None, options: Op
         )
         journal.synchronise()
         others = digests.finish(threads=plan.threads)
-        for writer in writers.values() if options.sync and result.crowded else ():
-            writer.forget()
+        for writer in writers.values() if options.sync and result.exceeds_page_cache else ():
+            writer.drop_cache()
         return Written(
             result=result,
             weights={name: others.pop(name) for name in plan.weight_files},
@@ -143,7 +143,7 @@ def _writers(plan: MergePlan, folder: Path, stack: contextlib.ExitStack, files: 
     writers = {}
     for output in plan.outputs:
         root = folder / output.folder
-        with writing(root):
+        with write_errors(root):
             files.make_folder(root)
         writers[output.name] = stack.enter_context(ShardWriter(root, output.layout, files))
     return writers

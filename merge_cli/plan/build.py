@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, Source, lay_out, parse_float_dtype
+from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, Source, parse_float_dtype, plan_shards
 from merge_cli.checkpoint.layers import layer_positions
 from merge_cli.errors import RecipeError
 from merge_cli.methods import find_method, find_step
-from merge_cli.methods.contract import Extent, Method, Need, Params
+from merge_cli.methods.contract import Input, MeasureOver, Method, Params
 from merge_cli.plan.blocks import Blocks, bytes_per_element, choose_blocks, unit_of
-from merge_cli.plan.common_names import matched
+from merge_cli.plan.common_names import with_common_names
 from merge_cli.plan.companions import check_kinds, check_shapes, fisher_scales, posterior_prior
 from merge_cli.plan.configs import check_model_types
-from merge_cli.plan.inputs import Inputs, open_inputs
+from merge_cli.plan.inputs import Inputs, resolve_inputs
 from merge_cli.plan.labels import check_labels
-from merge_cli.plan.matching import Names, decide_names
+from merge_cli.plan.matching import TensorMatch, match_tensors
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
 from merge_cli.plan.outputs import decide_outputs
 from merge_cli.plan.parameters import ParameterLookup, check_measure_constants
-from merge_cli.plan.side_files import files_beside, output_config
+from merge_cli.plan.side_files import collect_side_files, output_config
 from merge_cli.plan.tying import with_ties
 from merge_cli.plan.warnings import plan_notes, plan_warnings
 from merge_cli.process import gc_paused
@@ -61,7 +61,7 @@ def build_plan(
     recipe = check_recipe(recipe)
     method = find_method(recipe.merge_method)
     inputs = _inputs(recipe, method, files or Files())
-    names = decide_names(recipe, inputs)
+    names = match_tensors(recipe, inputs)
     check_labels(inputs.parts, [name for name in names.order if name in names.merged], recipe.exclude)
     check_shapes(inputs, sorted(names.merged))
     steps = tuple((name, find_step(name).params.model_validate(given)) for name, given in recipe.prepare.items())
@@ -71,7 +71,7 @@ def build_plan(
     _check_measures(recipe, method, [task.params for task in merged if task.params])
     blocks = _blocks(inputs, method, merged, memory, threads or len(os.sched_getaffinity(0)))
     scales, base_scale = fisher_scales(recipe, inputs, next((task.params for task in merged), None))
-    beside = files_beside(inputs)
+    beside = collect_side_files(inputs)
     return MergePlan(
         recipe=recipe,
         inputs=tuple(PlannedInput(role, each) for role, each in inputs.by_role()),
@@ -102,24 +102,24 @@ def build_plan(
 def _inputs(recipe: Recipe, method: Method, files: Files) -> Inputs:
     """Open all that the recipe names and the method reads."""
     settings = ParameterLookup(recipe, method, recipe.models).settings()
-    inputs = open_inputs(recipe, method, _needs(recipe, method, settings), files)
+    inputs = resolve_inputs(recipe, method, _needs(recipe, method, settings), files)
     check_kinds(inputs)
     check_model_types(inputs.models, inputs.base)
-    return with_ties(matched(inputs), recipe.exclude, files)
+    return with_ties(with_common_names(inputs), recipe.exclude, files)
 
 
-def _needs(recipe: Recipe, method: Method, settings: Params) -> frozenset[Need]:
+def _needs(recipe: Recipe, method: Method, settings: Params) -> frozenset[Input]:
     """Return what the method reads, given what the recipe names."""
-    given = {Need.BASE_FISHER, Need.BASE_CURVATURE} if recipe.base_fisher is not None else set()
+    available = {Input.BASE_FISHER, Input.BASE_CURVATURE} if recipe.base_fisher is not None else set()
     if all(entry.gradient is not None for entry in recipe.models if entry.model != recipe.base_model):
-        given.add(Need.GRADIENTS)
+        available.add(Input.GRADIENTS)
     try:
-        return method.needs(settings, frozenset(given))
+        return method.needs(settings, frozenset(available))
     except ValueError as error:
         raise RecipeError(f"{recipe.origin.at('merge_method')}: {error}") from error
 
 
-def _layout(recipe: Recipe, inputs: Inputs, names: Names, shard_size: int) -> Layout:
+def _layout(recipe: Recipe, inputs: Inputs, names: TensorMatch, shard_size: int) -> Layout:
     """Lay out the output in the order in which the reference is stored, so that reads and writes both go forward."""
     chosen = recipe.out_dtype or recipe.dtype
     wanted = parse_float_dtype(chosen) if chosen else None
@@ -132,10 +132,10 @@ def _layout(recipe: Recipe, inputs: Inputs, names: Names, shard_size: int) -> La
 
     if not names.order:
         raise RecipeError(f"{recipe.origin.at('exclude')}: nothing is left to write")
-    return lay_out(entries(), shard_bytes=shard_size, metadata={"format": "pt"})
+    return plan_shards(entries(), shard_bytes=shard_size, metadata={"format": "pt"})
 
 
-def _tasks(recipe: Recipe, inputs: Inputs, names: Names, layout: Layout, method: Method) -> Iterator[TensorTask]:
+def _tasks(recipe: Recipe, inputs: Inputs, names: TensorMatch, layout: Layout, method: Method) -> Iterator[TensorTask]:
     lookup = ParameterLookup(recipe, method, inputs.entries)
     positions = layer_positions(names.order, inputs.reference.config)
     for shard in layout.shards:
@@ -169,7 +169,7 @@ def _of_each(checkpoints: Iterable[Checkpoint], name: str) -> tuple[Source, ...]
 
 def _check_measures(recipe: Recipe, method: Method, all_params: list[Params]) -> None:
     measure = method.measure(all_params[0]) if all_params else None
-    if measure is not None and measure.over is Extent.MODEL:
+    if measure is not None and measure.over is MeasureOver.MODEL:
         check_measure_constants(recipe, measure, all_params)
 
 
@@ -178,7 +178,7 @@ def _blocks(inputs: Inputs, method: Method, merged: list[TensorTask], memory: in
     needed = {task.params: method.workspace(task.params, n) for task in merged} if method.workspace else {}
     return choose_blocks(
         each=bytes_per_element(inputs.needs, n, max(needed.values(), default=None)),
-        units={unit_of(task.scope, task.place.shape) for task in merged},
+        units={unit_of(task.scope, task.target.shape) for task in merged},
         n=n,
         memory=memory,
         threads=threads,

@@ -54,7 +54,7 @@ class Prefix:
         return doubled or everywhere or self.text.startswith(_WRAPPERS)
 
 
-def matched(inputs: Inputs) -> Inputs:
+def with_common_names(inputs: Inputs) -> Inputs:
     """Return the inputs with every tensor under the name that it has in the output, where that is certain.
 
     Names that no other checkpoint has stay, for whoever compares them.

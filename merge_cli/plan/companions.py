@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from merge_cli.checkpoint import Checkpoint, Files
 from merge_cli.checkpoint.bounded_json import read_json
 from merge_cli.errors import CheckpointError, RecipeError
-from merge_cli.methods.contract import Need, Params
+from merge_cli.methods.contract import Input, Params
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.misfits import first_few
 from merge_cli.recipe import Recipe
@@ -104,7 +104,7 @@ def fisher_scales(recipe: Recipe, inputs: Inputs, params: Params | None) -> tupl
     Raises:
         RecipeError: If neither says how many examples a Fisher stands for.
     """
-    if params is None or Need.CURVATURE not in inputs.needs or getattr(params, "curvature", "sum") == "mean":
+    if params is None or Input.CURVATURE not in inputs.needs or getattr(params, "curvature", "sum") == "mean":
         return (1.0,) * len(inputs.models), 1.0
     given = getattr(params, "examples", (None,) * len(inputs.models))
     scales = tuple(
@@ -153,7 +153,7 @@ def stale_expert_warnings(inputs: Inputs) -> Iterator[str]:
         return
     experts = listed([model.label for model in inputs.models], most=3)
     remedy = ""
-    if Need.CURVATURE in inputs.needs:
+    if Input.CURVATURE in inputs.needs:
         remedy = (
             f", and {inputs.base.label} as a model with fisher: {inputs.base.label}/precision (save_precision: true)"
         )

@@ -31,13 +31,13 @@ def filter_notes(recipe: Recipe, merged: Sequence[TensorTask], entries: Sequence
     for place, choice in _choices(recipe):
         if any(part is None for part, _ in choice.cases):
             continue
-        rest = [task for task in merged if not any(part in task.place.name for part, _ in choice.cases if part)]
+        rest = [task for task in merged if not any(part in task.target.name for part, _ in choice.cases if part)]
         if not rest:
             continue
         values = dict.fromkeys(str(_value(task.params, place, recipe, entries)) for task in rest)
         yield (
             f"{recipe.origin.at(*place)}: no filter matches {count_of(len(rest), 'tensor')}, such as "
-            f"{rest[0].place.name}; there it is {listed(values, most=3)}"
+            f"{rest[0].target.name}; there it is {listed(values, most=3)}"
         )
 
 

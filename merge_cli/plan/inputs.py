@@ -8,7 +8,7 @@ from pathlib import Path
 
 from merge_cli.checkpoint import Checkpoint, FileIdentity, Files, locate, open_checkpoint
 from merge_cli.errors import RecipeError
-from merge_cli.methods.contract import Method, Need
+from merge_cli.methods.contract import Input, Method
 from merge_cli.recipe import ModelEntry, Recipe
 
 
@@ -33,12 +33,12 @@ class Inputs:
     fishers: tuple[Checkpoint, ...] = ()
     base_fisher: Checkpoint | None = None
     gradients: tuple[Checkpoint, ...] = ()
-    needs: frozenset[Need] = frozenset()
+    needs: frozenset[Input] = frozenset()
 
     @property
     def uses_base(self) -> bool:
         """Whether the base's numbers enter, and not only its configuration and tokenizer."""
-        return Need.BASE in self.needs
+        return Input.BASE in self.needs
 
     @property
     def reference(self) -> Checkpoint:
@@ -70,7 +70,7 @@ class Inputs:
         return tuple(files.values())
 
 
-class Opener:
+class InputResolver:
     """Finds and opens checkpoints by what the recipe calls them; one that is named twice is opened once."""
 
     def __init__(self, recipe: Recipe, files: Files) -> None:
@@ -97,38 +97,40 @@ class Opener:
         return one == other or self.path(one).resolve() == self.path(other).resolve()
 
 
-def open_inputs(recipe: Recipe, method: Method, needs: frozenset[Need], files: Files) -> Inputs:
+def resolve_inputs(recipe: Recipe, method: Method, needs: frozenset[Input], files: Files) -> Inputs:
     """Find and open every checkpoint that the recipe names and the method needs.
 
     Raises:
         RecipeError: If the number of models does not suit the method, or an input that it needs is not named.
         CheckpointError: If a checkpoint cannot be used.
     """
-    opener = Opener(recipe, files)
+    resolver = InputResolver(recipe, files)
     origin = recipe.origin
-    if Need.BASE in needs and recipe.base_model is None:
+    if Input.BASE in needs and recipe.base_model is None:
         raise RecipeError(f"{origin.at('merge_method')}: {recipe.merge_method} needs base_model")
     base = recipe.base_model
     entries = tuple(
-        entry for entry in recipe.models if base is None or Need.BASE not in needs or not opener.same(entry.model, base)
+        entry
+        for entry in recipe.models
+        if base is None or Input.BASE not in needs or not resolver.same(entry.model, base)
     )
     _check_count(recipe, method, len(entries))
     if recipe.prepare:
         # The steps work on task vectors; a base that the method takes for a model stays one, of a zero task vector.
-        needs |= {Need.BASE, Need.DELTAS}
+        needs |= {Input.BASE, Input.DELTAS}
     fishers: tuple[Checkpoint, ...] = ()
-    if needs & {Need.FISHER, Need.CURVATURE}:
-        fishers = tuple(opener.open(_named(recipe, entry, "fisher")) for entry in entries)
+    if needs & {Input.FISHER, Input.CURVATURE}:
+        fishers = tuple(resolver.open(_named(recipe, entry, "fisher")) for entry in entries)
     gradients: tuple[Checkpoint, ...] = ()
-    if Need.GRADIENTS in needs:
-        gradients = tuple(opener.open(_named(recipe, entry, "gradient")) for entry in entries)
+    if Input.GRADIENTS in needs:
+        gradients = tuple(resolver.open(_named(recipe, entry, "gradient")) for entry in entries)
     base_fisher = None
-    if needs & {Need.BASE_FISHER, Need.BASE_CURVATURE}:
+    if needs & {Input.BASE_FISHER, Input.BASE_CURVATURE}:
         if recipe.base_fisher is None:
             raise RecipeError(f"{origin.name}: {recipe.merge_method} needs base_fisher beside base_model")
-        base_fisher = opener.open(recipe.base_fisher)
-    models = tuple(opener.open(entry.model) for entry in entries)
-    opened_base = opener.open(base) if base is not None else None
+        base_fisher = resolver.open(recipe.base_fisher)
+    models = tuple(resolver.open(entry.model) for entry in entries)
+    opened_base = resolver.open(base) if base is not None else None
     return Inputs(entries, models, opened_base, fishers, base_fisher, gradients, needs)
 
 

@@ -21,7 +21,7 @@ _HARMLESS = ("num_batches_tracked", "position_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)
-class Names:
+class TensorMatch:
     """The output's tensors.
 
     Attributes:
@@ -45,7 +45,7 @@ class Names:
     warnings: tuple[str, ...] = ()
 
 
-def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
+def match_tensors(recipe: Recipe, inputs: Inputs) -> TensorMatch:
     """Sort every tensor name of every checkpoint into merged, copied and dropped.
 
     Raises:
@@ -65,7 +65,7 @@ def decide_names(recipe: Recipe, inputs: Inputs) -> Names:
     empty = check_filled(order, lambda name: copied.get(name) or _held(inputs.reference, name))
     head = next(iter(fates.heads.values())) if len(fates.heads) == 1 else None
     notes = (*left_out_note(fates.computed, names), *statistics_note(averaged))
-    return Names(averaged, copied, order, fates.dropped, head, twins, notes, empty)
+    return TensorMatch(averaged, copied, order, fates.dropped, head, twins, notes, empty)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 from merge_cli.checkpoint import Checkpoint, DType, FileIdentity, Layout, Source, StoredTensor
 from merge_cli.methods import find_method, find_step
-from merge_cli.methods.contract import Method, Need, Params, Scope, Step
+from merge_cli.methods.contract import Input, Method, Params, Scope, Step
 from merge_cli.plan.blocks import block_numel, unit_of
 from merge_cli.plan.outputs import Output, output_decisions, sha256_of
 from merge_cli.recipe import Recipe
@@ -21,7 +21,7 @@ class TensorTask:
     """What becomes of one output tensor.
 
     Attributes:
-        place: Name, dtype, shape and position in the output.
+        target: Name, dtype, shape and position in the output.
         copied: The stored tensor to copy; None for a tensor that is merged. The fields below then count.
         models: The tensor in every model.
         base: The tensor in the base, None where the method does not read it.
@@ -34,7 +34,7 @@ class TensorTask:
             are only compared with it.
     """
 
-    place: StoredTensor
+    target: StoredTensor
     copied: Source | None = None
     models: tuple[Source, ...] = ()
     base: Source | None = None
@@ -108,12 +108,11 @@ class MergePlan:
         side_texts: Name -> text of a file that is written beside them.
         warnings: What a user should know, in sentences.
         notes: What was set right or is as the recipe says, in sentences; never an error.
-        examined: Whether they include what a look at the tensors' numbers tells.
     """
 
     recipe: Recipe
     inputs: tuple[PlannedInput, ...]
-    needs: frozenset[Need]
+    needs: frozenset[Input]
     steps: tuple[tuple[str, Params], ...]
     tasks: tuple[TensorTask, ...]
     outputs: tuple[Output, ...]
@@ -131,7 +130,6 @@ class MergePlan:
     side_texts: Mapping[str, str]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
-    examined: bool = False
 
     @cached_property
     def method(self) -> Method:
@@ -155,7 +153,7 @@ class MergePlan:
 
     def block_of(self, task: TensorTask) -> int:
         """Return the elements of a tensor's blocks, whole rows or all of it where the method must see these."""
-        return block_numel(unit_of(task.scope, task.place.shape), task.place.numel, self.block_numel)
+        return block_numel(unit_of(task.scope, task.target.shape), task.target.numel, self.block_numel)
 
     @cached_property
     def read_bytes(self) -> int:
@@ -229,6 +227,6 @@ def main_dtype(tasks: tuple[TensorTask, ...]) -> DType | None:
     """Return the floating-point dtype that most bytes of the output have."""
     sizes: dict[DType, int] = {}
     for task in tasks:
-        if task.place.dtype.is_float:
-            sizes[task.place.dtype] = sizes.get(task.place.dtype, 0) + task.place.nbytes
+        if task.target.dtype.is_float:
+            sizes[task.target.dtype] = sizes.get(task.target.dtype, 0) + task.target.nbytes
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from merge_cli.checkpoint import SIDE_PATTERNS, Checkpoint, Files
 from merge_cli.checkpoint.bounded_json import parse_json
-from merge_cli.checkpoint.os_errors import reading
-from merge_cli.checkpoint.resolve import refuse_link_out
+from merge_cli.checkpoint.os_errors import read_errors
+from merge_cli.checkpoint.resolve import check_link_stays_inside
 from merge_cli.errors import CheckpointError
-from merge_cli.plan.side_file_set import Companions
+from merge_cli.plan.side_file_set import SideFiles
 from merge_cli.text import listed
 
 MODULES_FILE = "modules.json"
@@ -30,40 +30,40 @@ def module_files(root: Path) -> dict[str, Path]:
         CheckpointError: If a folder is not inside the checkpoint, or a file is a link that leads out of it.
     """
     listing = root / MODULES_FILE
-    with reading(listing):
+    with read_errors(listing):
         if not listing.is_file():
             return {}
-    refuse_link_out(listing, root)
+    check_link_stays_inside(listing, root)
     found: dict[str, Path] = {}
     for name in _folders(listing):
-        with reading(root / name):
+        with read_errors(root / name):
             inside = sorted((root / name).iterdir()) if (root / name).is_dir() else []
         for way in (root / name, *inside):
-            refuse_link_out(way, root)
+            check_link_stays_inside(way, root)
         found |= {f"{name}/{path.name}": path for path in inside if path.is_file() and _comes_along(path)}
     return found
 
 
-def borrowed_modules(models: Sequence[Checkpoint], donor: Checkpoint) -> Companions:
+def borrowed_modules(models: Sequence[Checkpoint], donor: Checkpoint) -> SideFiles:
     """Return the models' modules where the donor, such as a model before such training, has none, and they agree."""
     if not donor.root.is_dir() or (donor.root / MODULES_FILE).is_file():
-        return Companions()
+        return SideFiles()
     found = {each.label: _settings(each.root) for each in models if (each.root / MODULES_FILE).is_file()}
     if not found:
-        return Companions()
+        return SideFiles()
     label, first = next(iter(found.items()))
     differing = [other for other, files in found.items() if not _agree(first, files)]
     if differing:
         said = f"{donor.label} has no {MODULES_FILE}, and {label} others than {listed(differing, most=3)}"
-        return Companions(warnings=(f"{said}: the output gets none",))
+        return SideFiles(warnings=(f"{said}: the output gets none",))
     note = f"{MODULES_FILE} and what it names are those of {listed(found, most=3)}: {donor.label} has none"
-    return Companions(files=first, notes=(note,))
+    return SideFiles(files=first, notes=(note,))
 
 
 def _settings(root: Path) -> dict[str, Path]:
     files = {name: root / name for name in (MODULES_FILE, *_BESIDE)}
     for path in files.values():
-        refuse_link_out(path, root)
+        check_link_stays_inside(path, root)
     return {name: path for name, path in files.items() if path.is_file()} | module_files(root)
 
 
@@ -113,5 +113,5 @@ def module_notes(models: Sequence[Checkpoint], donor: Checkpoint) -> Iterator[st
 
 def _same(one: Path, other: Path) -> bool:
     files = Files()
-    with reading(one), reading(other):
+    with read_errors(one), read_errors(other):
         return one.stat().st_size == other.stat().st_size and files.sha256(one) == files.sha256(other)

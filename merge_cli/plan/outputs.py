@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from merge_cli.checkpoint import DType, Layout, lay_out
+from merge_cli.checkpoint import DType, Layout, plan_shards
 from merge_cli.checkpoint.layout import Shard
 from merge_cli.errors import RecipeError
 from merge_cli.methods.contract import Method, Params
@@ -56,7 +56,7 @@ class Output:
 
     def params_of(self, task: TensorTask) -> Params | None:
         """Return the method's parameters for a tensor; None where it is copied."""
-        return self.params.get(task.place.name, task.params)
+        return self.params.get(task.target.name, task.params)
 
     @property
     def shards(self) -> Iterator[tuple[str, Shard]]:
@@ -97,11 +97,11 @@ def _precision(recipe: Recipe, method: Method, merged: Sequence[TensorTask], sha
             hint="gradient_matching has one",
         )
     metadata = {"format": "pt", "kind": "precision", "reduction": "sum", "train_examples": "1"}
-    tensors = [(task.place.name, DType.F32, task.place.shape) for task in merged]
+    tensors = [(task.target.name, DType.F32, task.target.shape) for task in merged]
     return Output(
         name=_PRECISION,
         folder=_PRECISION,
-        layout=lay_out(tensors, shard_bytes=shard_size, metadata=metadata),
+        layout=plan_shards(tensors, shard_bytes=shard_size, metadata=metadata),
         emitted=_PRECISION,
         beside=beside,
         config={"kind": "precision"},
@@ -112,7 +112,7 @@ def _precision(recipe: Recipe, method: Method, merged: Sequence[TensorTask], sha
 def output_decisions(outputs: Sequence[Output], tasks: Sequence[TensorTask]) -> dict[str, Any]:
     """Return what of the outputs decides their bytes, by a name for each that a user knows."""
     headers = [[hashlib.sha256(shard.header).hexdigest() for shard in each.layout.shards] for each in outputs]
-    params = [(task.place.name, task.params.model_dump() if task.params else None) for task in tasks]
+    params = [(task.target.name, task.params.model_dump() if task.params else None) for task in tasks]
     return {
         "save_precision": any(output.emitted == _PRECISION for output in outputs),
         "layout": sha256_of(headers),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Companions:
+class SideFiles:
     """What the output gets beside its weights.
 
     Attributes:

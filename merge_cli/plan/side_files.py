@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import SIDE_PATTERNS, Checkpoint, DType
-from merge_cli.checkpoint.os_errors import reading
-from merge_cli.checkpoint.resolve import refuse_link_out
+from merge_cli.checkpoint.os_errors import read_errors
+from merge_cli.checkpoint.resolve import check_link_stays_inside
 from merge_cli.errors import CheckpointError
 from merge_cli.plan.inputs import Inputs
-from merge_cli.plan.matching import Names
+from merge_cli.plan.matching import TensorMatch
 from merge_cli.plan.modules import borrowed_modules, module_files, module_notes
-from merge_cli.plan.side_file_set import Companions
+from merge_cli.plan.side_file_set import SideFiles
 from merge_cli.plan.special_tokens import special_token_notes, special_token_warnings
 from merge_cli.plan.templates import chat_templates
 from merge_cli.plan.tying import config_of_ties
@@ -35,7 +35,7 @@ def side_file_donor(inputs: Inputs) -> Checkpoint:
     return inputs.base or inputs.models[0]
 
 
-def side_files(donor: Checkpoint) -> dict[str, Path]:
+def donor_files(donor: Checkpoint) -> dict[str, Path]:
     """Return name in the output -> each file that comes along, in order; a single weight file has none.
 
     Files in folders are those of modules, named in ``modules.json``.
@@ -43,12 +43,12 @@ def side_files(donor: Checkpoint) -> dict[str, Path]:
     Raises:
         CheckpointError: If one of them is a link out of the checkpoint, or cannot be listed in the output's digests.
     """
-    with reading(donor.root):
+    with read_errors(donor.root):
         if not donor.root.is_dir():
             return {}
         wanted = [path for path in sorted(donor.root.iterdir()) if _comes_along(path.name)]
         for path in wanted:
-            refuse_link_out(path, donor.root)
+            check_link_stays_inside(path, donor.root)
         found = {path.name: path for path in wanted if path.is_file()} | module_files(donor.root)
         for path in found.values():
             if not path.name.isprintable():
@@ -67,7 +67,7 @@ def _comes_along(name: str) -> bool:
     return not name.startswith(".") and matches(SIDE_PATTERNS) and not matches(_NOT_COPIED)
 
 
-def config_donor(inputs: Inputs, names: Names) -> Checkpoint:
+def config_donor(inputs: Inputs, names: TensorMatch) -> Checkpoint:
     """Return whose configuration the output gets.
 
     Where excluded tensors come from one model, its configuration describes the output's architecture and labels.
@@ -75,7 +75,7 @@ def config_donor(inputs: Inputs, names: Names) -> Checkpoint:
     return names.head_source or side_file_donor(inputs)
 
 
-def output_config(inputs: Inputs, names: Names, dtype: DType | None) -> Mapping[str, Any]:
+def output_config(inputs: Inputs, names: TensorMatch, dtype: DType | None) -> Mapping[str, Any]:
     """Return the output's configuration: the donor's, with the dtype that the weights have."""
     donor = config_donor(inputs, names)
     config = {key: value for key, value in donor.config.items() if not _tells_where(key, value)}
@@ -105,7 +105,7 @@ def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def files_beside(inputs: Inputs) -> Companions:
+def collect_side_files(inputs: Inputs) -> SideFiles:
     """Return what comes along: the donor's files, and what the models have in common where the donor has none.
 
     Raises:
@@ -113,8 +113,8 @@ def files_beside(inputs: Inputs) -> Companions:
     """
     donor = side_file_donor(inputs)
     templates, modules = chat_templates(inputs.models, donor), borrowed_modules(inputs.models, donor)
-    return Companions(
-        files={**modules.files, **side_files(donor), **templates.files},
+    return SideFiles(
+        files={**modules.files, **donor_files(donor), **templates.files},
         texts=templates.texts,
         warnings=(*special_token_warnings(inputs.models, donor), *templates.warnings, *modules.warnings),
         notes=(

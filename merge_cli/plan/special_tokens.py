@@ -9,7 +9,7 @@ from typing import Any
 
 from merge_cli.checkpoint import Checkpoint, Files
 from merge_cli.checkpoint.bounded_json import read_json
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.errors import CheckpointError
 
 _IDS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -55,7 +55,7 @@ def _settings(checkpoint: Checkpoint, file: str) -> Mapping[str, Any]:
     if file == "config.json":
         return checkpoint.config
     path: Path = checkpoint.root / file
-    with reading(path):
+    with read_errors(path):
         if not path.is_file():
             return {}
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Checkpoint
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.side_files import side_file_donor
 
@@ -73,7 +73,7 @@ def _vocabulary_size(config: Any) -> int | None:
 
 
 def _same_bytes(one: Path, other: Path) -> bool:
-    with reading(one), one.open("rb") as first, reading(other), other.open("rb") as second:
+    with read_errors(one), one.open("rb") as first, read_errors(other), other.open("rb") as second:
         if one.stat().st_size != other.stat().st_size:
             return False
         while piece := first.read(_PIECE):
@@ -84,7 +84,7 @@ def _same_bytes(one: Path, other: Path) -> bool:
 
 def _tokens(path: Path) -> _Tokens | None:
     """Return the tokens of a tokenizer's JSON file with their numbers, None where it is not understood."""
-    with reading(path):
+    with read_errors(path):
         if path.suffix != ".json" or path.stat().st_size > _MOST_PARSED:
             return None
         raw = path.read_bytes()

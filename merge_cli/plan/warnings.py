@@ -12,7 +12,7 @@ from merge_cli.plan.companions import stale_expert_warnings
 from merge_cli.plan.configs import config_notes, config_warnings
 from merge_cli.plan.filters import filter_notes, filter_warnings
 from merge_cli.plan.inputs import Inputs
-from merge_cli.plan.matching import Names
+from merge_cli.plan.matching import TensorMatch
 from merge_cli.plan.model import MergePlan, TensorTask
 from merge_cli.plan.side_files import config_donor
 from merge_cli.plan.vocabulary_check import vocabulary_warnings
@@ -21,18 +21,18 @@ from merge_cli.text import count_of, listed
 
 
 def plan_warnings(
-    recipe: Recipe, inputs: Inputs, names: Names, method: Method, merged: Sequence[TensorTask]
+    recipe: Recipe, inputs: Inputs, names: TensorMatch, method: Method, merged: Sequence[TensorTask]
 ) -> Iterator[str]:
     """Yield warnings in plain words; what only the tensors' numbers tell is not among them."""
     yield from recipe.origin.warnings
     yield from names.warnings
-    wide = [task.place.name for task in merged if any(model.dtype is DType.F64 for model in task.models)]
+    wide = [task.target.name for task in merged if any(model.dtype is DType.F64 for model in task.models)]
     if wide:
         yield f"{listed(wide, most=3)}: float64 inputs are merged in float32"
     narrowed = [
-        task.place.name
+        task.target.name
         for task in merged
-        if any(model.dtype.itemsize > task.place.dtype.itemsize for model in task.models)
+        if any(model.dtype.itemsize > task.target.dtype.itemsize for model in task.models)
     ]
     if narrowed and not (recipe.dtype or recipe.out_dtype):
         yield (
@@ -41,7 +41,7 @@ def plan_warnings(
         )
     yield from _unused(recipe, inputs)
     yield from _listed_twice(inputs)
-    yield from filter_warnings(recipe, [task.place.name for task in merged])
+    yield from filter_warnings(recipe, [task.target.name for task in merged])
     yield from _base_with_a_weight(recipe, inputs)
     yield from _cautions(recipe, method, merged)
     yield from config_warnings(inputs.parts, config_donor(inputs, names))
@@ -51,7 +51,7 @@ def plan_warnings(
         yield f"{inputs.reference.label} has no config.json, so neither has the output; transformers will not load it"
 
 
-def plan_notes(recipe: Recipe, inputs: Inputs, names: Names, merged: Sequence[TensorTask]) -> Iterator[str]:
+def plan_notes(recipe: Recipe, inputs: Inputs, names: TensorMatch, merged: Sequence[TensorTask]) -> Iterator[str]:
     """Yield what was set right, or is done because the recipe says so: a strict merge allows these."""
     yield from inputs.notes()
     yield from names.notes
@@ -113,7 +113,7 @@ def _cautions(recipe: Recipe, method: Method, merged: Sequence[TensorTask]) -> I
     for task in merged:
         if id(task.params) not in said:
             said[id(task.params)] = method.caution(task.params)
-    unusual = [(task.place.name, said[id(task.params)]) for task in merged if said[id(task.params)]]
+    unusual = [(task.target.name, said[id(task.params)]) for task in merged if said[id(task.params)]]
     if unusual:
         name, text = unusual[0]
         everywhere = len(unusual) == len(merged) and len({each for _, each in unusual}) == 1

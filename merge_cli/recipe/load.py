@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from merge_cli.checkpoint import Files, parse_float_dtype
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.methods import find_method, find_step, method_names, step_names
 from merge_cli.methods.contract import Method, is_per_model
@@ -182,7 +182,7 @@ def _read(path: Path) -> bytes:
     try:
         if not str(path).startswith(_STREAMS):
             return Files().read_whole(path, most=_MOST_BYTES)
-        with reading(path), path.open("rb") as file:
+        with read_errors(path), path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
     except CheckpointError as error:
         what = error.message.replace("cannot read", "cannot read the recipe", 1)

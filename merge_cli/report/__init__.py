@@ -7,7 +7,7 @@ from merge_cli.report.inspection import Inspection, inspect_checkpoint
 from merge_cli.report.merge_report import MergeReport, Written, merge_report, unchanged_report
 from merge_cli.report.mismatch import MismatchReport, mismatch_report
 from merge_cli.report.model_card import model_card
-from merge_cli.report.output_texts import digests_beside, texts_beside
+from merge_cli.report.output_texts import digests_beside, output_texts
 from merge_cli.report.verification import Verification
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "merge_report",
     "mismatch_report",
     "model_card",
+    "output_texts",
     "summarize_fisher",
-    "texts_beside",
     "unchanged_report",
 ]

@@ -21,7 +21,7 @@ def _of_models(plan: MergePlan, diagnosis: Diagnosis) -> Iterator[str]:
 
 
 def _of_elements(plan: MergePlan, counts: Mapping[str, int]) -> Iterator[str]:
-    numel = sum(task.place.numel for task in plan.merged)
+    numel = sum(task.target.numel for task in plan.merged)
     for what, count in counts.items():
         if count:
             meaning = plan.method.counts.get(what, f"were {what.replace('_', ' ')}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from merge_cli.checkpoint import Files
 from merge_cli.checkpoint.bounded_json import read_json
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_digests
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan
 from merge_cli.report.manifest import MANIFEST_FILE
@@ -22,14 +22,14 @@ def finished(plan: MergePlan, out: Path, files: Files) -> Mapping[str, str] | No
     weights' bytes. The weights themselves are not read: who calls the output complete holds them against the digests.
     """
     try:
-        with reading(out):
+        with read_errors(out):
             if out.is_symlink() or not (out / MANIFEST_FILE).is_file() or not (out / DIGEST_FILE).is_file():
                 return None
         made = read_json(out / MANIFEST_FILE, files)
         if made.get("plan_sha256") != plan.digest:
             return None
         digests, _ = read_digests(out, files)
-        with reading(out):
+        with read_errors(out):
             there = {name for name in files_below(out) if not name.startswith(".")}
             if there != {DIGEST_FILE, *digests} or not _has_weights(plan, out):
                 return None

@@ -60,7 +60,7 @@ def manifest(
         "parameters": _parameters(plan),
         "tensors": {
             "merged": len(plan.merged),
-            "copied": [task.place.name for task in plan.tasks if task.copied is not None],
+            "copied": [task.target.name for task in plan.tasks if task.copied is not None],
         },
         "counts": dict(result.counts),
         "diagnostics": dict(result.diagnosis.values),
@@ -109,6 +109,6 @@ def _parameters(plan: MergePlan) -> list[dict[str, Any]]:
     for task in plan.merged:
         assert task.params is not None
         values = groups.setdefault(id(task.params), (task.params.model_dump(mode="json", by_alias=True), []))
-        values[1].append(task.place.name)
+        values[1].append(task.target.name)
     everything = len(groups) == 1
     return [{"values": values, "tensors": "all" if everything else names} for values, names in groups.values()]

@@ -114,7 +114,7 @@ def merge_report(plan: MergePlan, out: Path, written: Written, *, seconds: float
         models=plan.n or 1,
         merged=len(plan.merged),
         copied=len(plan.tasks) - len(plan.merged),
-        parameters=sum(task.place.numel for task in plan.tasks),
+        parameters=sum(task.target.numel for task in plan.tasks),
         read_bytes=plan.read_bytes,
         written_bytes=plan.written_bytes,
         resumed_bytes=written.resumed_bytes,
@@ -135,7 +135,7 @@ def unchanged_report(
     plan: MergePlan, out: Path, digests: Mapping[str, str], *, seconds: float, left: str | None
 ) -> MergeReport:
     """Report on an output that is there already; ``digests`` are the recorded ones of its files."""
-    result = StreamResult({output.name: Outcome() for output in plan.variants}, "", crowded=False)
+    result = StreamResult({output.name: Outcome() for output in plan.variants}, "", exceeds_page_cache=False)
     weights = {name: digests[name] for name in plan.weight_files}
     written = Written(result, weights, resumed_bytes=plan.written_bytes)
     return replace(merge_report(plan, out, written, seconds=seconds, left=left), unchanged=True)

@@ -30,7 +30,7 @@ def model_card(plan: MergePlan, name: str, *, tool: str) -> str:
     }
     if not on_hub:
         del front["base_model"], front["base_model_relation"]
-    parameters = sum(task.place.numel for task in plan.tasks)
+    parameters = sum(task.target.numel for task in plan.tasks)
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),

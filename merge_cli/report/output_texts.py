@@ -18,7 +18,7 @@ from merge_cli.stream import StreamResult
 RECIPE_FILE = "recipe.yml"
 
 
-def texts_beside(
+def output_texts(
     plan: MergePlan,
     out: Path,
     result: StreamResult,

@@ -10,7 +10,7 @@ from typing import Any
 
 from merge_cli.checkpoint import Files
 from merge_cli.checkpoint.bounded_json import read_json
-from merge_cli.checkpoint.resolve import refuse_link_out
+from merge_cli.checkpoint.resolve import check_link_stays_inside
 from merge_cli.errors import CheckpointError
 from merge_cli.report.manifest import MANIFEST_FILE
 
@@ -34,7 +34,7 @@ def made_from(root: Path) -> tuple[Ingredient, ...]:
     try:
         if not path.is_file():
             return ()
-        refuse_link_out(path, root)
+        check_link_stays_inside(path, root)
         return tuple(_ingredients(read_json(path, Files())["inputs"]))
     except (CheckpointError, OSError, KeyError, TypeError, ValueError):
         return ()

@@ -6,20 +6,20 @@ from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.engine import stream
 from merge_cli.stream.fisher_identity import check_fishers
 from merge_cli.stream.input_digests import InputDigests
-from merge_cli.stream.journal import JOURNAL_FILE, Journal, Past, Span
-from merge_cli.stream.model_similarity import examined
-from merge_cli.stream.progress import Listener, Quiet
+from merge_cli.stream.journal import JOURNAL_FILE, Journal, JournalState, Span
+from merge_cli.stream.model_similarity import with_sample_warnings
+from merge_cli.stream.progress import Listener, NullListener
 from merge_cli.stream.result import Outcome, StreamResult
-from merge_cli.stream.resume import bytes_of, can_go_on, decisions, find_past, sound_past
+from merge_cli.stream.resume import bytes_of, can_go_on, decisions, read_state, verified_state
 
 __all__ = [
     "JOURNAL_FILE",
     "InputDigests",
     "Journal",
+    "JournalState",
     "Listener",
+    "NullListener",
     "Outcome",
-    "Past",
-    "Quiet",
     "RunningDigests",
     "Span",
     "StreamResult",
@@ -29,8 +29,8 @@ __all__ = [
     "choose_device",
     "decisions",
     "diagnose",
-    "examined",
-    "find_past",
-    "sound_past",
+    "read_state",
     "stream",
+    "verified_state",
+    "with_sample_warnings",
 ]

@@ -60,7 +60,7 @@ class RunningDigests:
         """Take elements as written and hash nothing yet, so that work can begin; return the shards that have them."""
         shards = []
         for output in self._outputs:
-            place = output.layout.places.get(tensor)
+            place = output.layout.targets.get(tensor)
             if place is None:
                 continue
             shard = self._shards[output.within(place.file.name)]

@@ -25,7 +25,7 @@ from typing import Any, Self
 from merge_cli.checkpoint import FileIdentity, Reader, Source
 from merge_cli.checkpoint.digest_cache import known_digests, remember_digests
 from merge_cli.plan import MergePlan
-from merge_cli.stream.progress import Listener, Quiet
+from merge_cli.stream.progress import Listener, NullListener
 
 # Bytes of a file that are hashed at least when some were read, and at a time.
 _LEAST, _AT_A_TIME = 2**23, 2**20
@@ -102,7 +102,7 @@ class InputDigests:
             CheckpointError: If a file cannot be read, or was changed since it was planned.
         """
         self.follow_to_the_end()
-        listener = listener or Quiet()
+        listener = listener or NullListener()
         left = {path: file.identity.size - file.hashed for path, file in self._files.items()}
         if any(left.values()):
             listener.phase("hashing inputs", sum(left.values()))

@@ -26,10 +26,10 @@ def differing_integers(plan: MergePlan, reader: Reader) -> Iterator[str]:
     for task in plan.tasks:
         others = [twin for twin in task.twins if task.copied is not None and _differ(reader, task.copied, twin)]
         if others:
-            found[task.place.name] = [labels[twin.file] for twin in others]
+            found[task.target.name] = [labels[twin.file] for twin in others]
     if found:
         models = listed(dict.fromkeys(label for each in found.values() for label in each), most=3)
-        source = next(task.copied for task in plan.tasks if task.place.name in found)
+        source = next(task.copied for task in plan.tasks if task.target.name in found)
         assert source is not None
         yield (
             f"{listed(found, most=3)}: whole numbers are not merged but copied from {labels[source.file]}; those of "

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.os_errors import reading_back, writing
+from merge_cli.checkpoint.os_errors import output_read_errors, write_errors
 from merge_cli.errors import ResourceError
 
 JOURNAL_FILE = ".journal"
@@ -115,7 +115,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Past:
+class JournalState:
     """What earlier runs have written; ``synced`` of the records are known to be on the device."""
 
     decisions: Mapping[str, Any]
@@ -123,7 +123,7 @@ class Past:
     synced: int = 0
 
 
-def read_journal(path: Path, files: Files | None = None) -> Past | None:
+def read_journal(path: Path, files: Files | None = None) -> JournalState | None:
     """Return what a journal says that can be relied on; None where there is no journal or not even its first line.
 
     Nothing counts from the first line on that was cut off, was damaged, or is no line of a journal.
@@ -132,10 +132,10 @@ def read_journal(path: Path, files: Files | None = None) -> Past | None:
         ResourceError: If it cannot be read.
     """
     files = files or Files()
-    with writing(path.parent):
-        if path.name not in files.names(path.parent):
+    with write_errors(path.parent):
+        if path.name not in files.list_names(path.parent):
             return None
-    with reading_back():
+    with output_read_errors():
         lines = _sound_lines(files.read_whole(path, most=_MOST_BYTES))
     first = next(lines, None)
     if not isinstance(first, dict) or first.get("format") != _FORMAT or not isinstance(first.get("decisions"), dict):
@@ -149,9 +149,9 @@ def read_journal(path: Path, files: Files | None = None) -> Past | None:
                 synced = _synced(line, len(records))
             else:
                 records.append(Record.from_json(line))
-    if not first.get("boot") or first["boot"] != boot():
+    if not first.get("boot") or first["boot"] != boot_id():
         records = records[:synced]
-    return Past(first["decisions"], tuple(records), synced)
+    return JournalState(first["decisions"], tuple(records), synced)
 
 
 def _synced(line: Mapping[str, Any], most: int) -> int:
@@ -178,25 +178,25 @@ class Journal:
         path: Path,
         decisions: Mapping[str, Any],
         *,
-        past: Past | None = None,
+        past: JournalState | None = None,
         sync: Callable[[], None] | None = None,
         files: Files | None = None,
         seconds: float = _SYNC_SECONDS,
     ) -> None:
         self._path, self._files, self._sync, self._seconds = path, files or Files(), sync, seconds
-        self.past = past or Past(decisions)
+        self.past = past or JournalState(decisions)
         self._written = len(self.past.records)
-        first = {"format": _FORMAT, "boot": boot(), "decisions": decisions}
+        first = {"format": _FORMAT, "boot": boot_id(), "decisions": decisions}
         kept = [record.to_json() for record in self.past.records]
         lines = [first, *kept[: self.past.synced], {"synced": self.past.synced}, *kept[self.past.synced :]]
         content = b"".join(_line(each) for each in lines)
         fresh = path.with_name(path.name + ".new")
         self._files.write_new(fresh, content, sync=sync is not None)
-        with writing(path):
+        with write_errors(path):
             self._files.rename(fresh, path)
         if sync is not None:
             self._files.sync_folder(path.parent)
-        with writing(path):
+        with write_errors(path):
             self._fd = self._files.open_write(path)
         self._end = len(content)
         self._lines: list[bytes] = []
@@ -230,7 +230,7 @@ class Journal:
         self._sync()
         self._lines.append(_line({"synced": written}))
         self._note()
-        with writing(self._path):
+        with write_errors(self._path):
             self._files.sync(self._fd)
         self._last_sync = time.monotonic()
 
@@ -246,11 +246,11 @@ class Journal:
         # A disk that has no room for the last lines costs doing again what they are about, and has been told of.
         with contextlib.suppress(ResourceError):
             self._note()
-        with writing(self._path):
+        with write_errors(self._path):
             self._files.close(self._fd)
 
 
-def distrust(path: Path, files: Files) -> None:
+def drop_unsynced(path: Path, files: Files) -> None:
     """Strike from a journal what is not known to be on the device.
 
     Where the device has failed, the system may have dropped what it could not write, and would give back something
@@ -264,7 +264,7 @@ def distrust(path: Path, files: Files) -> None:
         Journal(path, past.decisions, past=replace(past, records=past.records[: past.synced]), files=files).close()
 
 
-def spans_of(records: Iterable[Record]) -> dict[str, list[Span]]:
+def finished_spans(records: Iterable[Record]) -> dict[str, list[Span]]:
     """Return tensor -> what of it is finished, as (start, count) in order and joined where they touch."""
     found: dict[str, list[Span]] = {}
     for record in sorted(records, key=lambda record: (record.tensor, record.start)):
@@ -287,7 +287,7 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < _MOST_COUNT
 
 
-def boot() -> str:
+def boot_id() -> str:
     """Return what tells one boot of this machine from another; empty where the system does not say."""
     try:
         return _BOOT.read_text(encoding="ascii").strip()

@@ -26,7 +26,7 @@ from functools import cached_property
 import numpy as np
 
 from merge_cli.checkpoint import Checkpoint, DType, Files, Reader
-from merge_cli.methods.contract import Need
+from merge_cli.methods.contract import Input
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.stream.float_formats import COARSENESS, finite, rounded, step
 from merge_cli.stream.integers import differing_integers
@@ -41,17 +41,15 @@ _LOST = 0.5
 _NARROW = frozenset({DType.BF16, DType.F16, DType.F8_E4M3, DType.F8_E5M2})
 
 
-def examined(plan: MergePlan, *, files: Files | None = None) -> MergePlan:
-    """Return the plan with what a sample of the models' numbers tells among its warnings; looks once.
+def with_sample_warnings(plan: MergePlan, *, files: Files | None = None) -> MergePlan:
+    """Return the plan with what a sample of the models' numbers tells among its warnings.
 
     Raises:
         CheckpointError: If an input cannot be read.
     """
-    if plan.examined:
-        return plan
     with Reader(plan.input_files, files) as reader:
         found = examine(plan, reader)
-    return replace(plan, warnings=(*plan.warnings, *found), examined=True)
+    return replace(plan, warnings=(*plan.warnings, *found))
 
 
 def examine(plan: MergePlan, reader: Reader) -> tuple[str, ...]:
@@ -96,7 +94,7 @@ class _Look:
     @property
     def tuned(self) -> bool:
         """Whether the method takes the models for fine-tunes of the base."""
-        return Need.DELTAS in self.plan.needs
+        return Input.DELTAS in self.plan.needs
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
@@ -188,7 +186,7 @@ class _Look:
         wanted, lost, moved, back = 0.0, 0.0, 0, 0
         names: dict[str, None] = {}
         for task, part, share in zip(self.sample.tasks, self.sample.parts, self.sample.stands_for, strict=True):
-            dtype = task.place.dtype
+            dtype = task.target.dtype
             if dtype not in _NARROW:
                 continue
             delta = np.array(_factors(task), np.float32) @ (part[1:] - part[0])

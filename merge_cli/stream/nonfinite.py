@@ -22,7 +22,7 @@ def input_error(plan: MergePlan, tensor: Source, reader: Reader) -> CheckpointEr
 
 def output_error(plan: MergePlan, task: TensorTask, reader: Reader) -> VerificationError:
     """Return what is raised where a result is not finite."""
-    place = task.place
+    place = task.target
     if plan.allow_nonfinite and not all(is_sound(source, reader) for source in task.sources):
         why = "as did an input that --allow-nonfinite let through"
         hint = _way_out(plan, task, reader)
@@ -42,7 +42,7 @@ def is_sound(tensor: Source, reader: Reader) -> bool:
 
 def _way_out(plan: MergePlan, task: TensorTask, reader: Reader) -> str:
     """Say how to copy the tensor from the base, or else from the first model that has it sound."""
-    name, given = task.place.name, plan.recipe.exclude
+    name, given = task.target.name, plan.recipe.exclude
     donors = [each for each in plan.inputs if each.role == "base" or each.role.startswith("model ")]
     spoiled = []
     for donor in donors:

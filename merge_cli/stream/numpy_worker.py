@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from merge_cli.checkpoint import DType
 from merge_cli.kernels import PATTERNS, Array, count_nonfinite, from_float32, to_float32
-from merge_cli.methods.contract import Need
+from merge_cli.methods.contract import Input
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.decode import read_rows
 from merge_cli.stream.nonfinite import output_error
 from merge_cli.stream.worker import Worker
 
-_NEEDS = frozenset({Need.BASE, Need.MODELS, Need.DELTAS})
+_NEEDS = frozenset({Input.BASE, Input.MODELS, Input.DELTAS})
 
 
-def suits(plan: MergePlan) -> bool:
+def numpy_suffices(plan: MergePlan) -> bool:
     """Whether the cpu backend can do all of a plan."""
     return (
         plan.method.numpy
@@ -32,9 +32,9 @@ def suits(plan: MergePlan) -> bool:
 
 def _suits(task: TensorTask) -> bool:
     copied = task.copied
-    if copied is not None and copied.verbatim and copied.dtype is task.place.dtype and not task.place.dtype.is_float:
+    if copied is not None and copied.verbatim and copied.dtype is task.target.dtype and not task.target.dtype.is_float:
         return True
-    return task.place.dtype.is_float and all(source.dtype.is_float for source in task.sources)
+    return task.target.dtype.is_float and all(source.dtype.is_float for source in task.sources)
 
 
 @dataclass
@@ -43,7 +43,7 @@ class NumpyWorker(Worker):
 
     def write(self, result: Array, task: TensorTask, start: int, outputs: Sequence[Output]) -> None:
         """Cast a result to the dtype of outputs, check it, write it."""
-        dtype = outputs[0].layout.places[task.place.name].dtype
+        dtype = outputs[0].layout.targets[task.target.name].dtype
         nbytes = len(result) * dtype.itemsize
         numbers = np.ascontiguousarray(result, dtype=np.float32)
         out = self.typed(self._raw_out[:nbytes], dtype)
@@ -54,7 +54,7 @@ class NumpyWorker(Worker):
 
     def copy(self, task: TensorTask, start: int, count: int) -> None:
         """Write a run of a tensor that is copied."""
-        source, place = task.copied, task.place
+        source, place = task.copied, task.target
         assert source is not None
         if not source.verbatim:
             self.write(self._load_rows("copied", [source], start, count)[0], task, start, self.plan.variants)

@@ -10,7 +10,7 @@ from merge_cli.plan import MergePlan
 _MEMORY = Path("/proc/meminfo")
 
 
-def crowds_memory(plan: MergePlan) -> bool:
+def exceeds_page_cache(plan: MergePlan) -> bool:
     """Whether the files of a merge take more than three quarters of the memory that the system could give them.
 
     Kept in memory they would push out everyone else's, and be gone themselves before they are read a second time, by

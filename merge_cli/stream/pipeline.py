@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from merge_cli.kernels import Array
-from merge_cli.methods.contract import Block, Extent, Masks, Measure, Need, Params
+from merge_cli.methods.contract import Block, Input, Masks, Measure, MeasureOver, Params
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.journal import Span, Tally
@@ -45,7 +45,7 @@ def _cut(span: Span, step: int) -> list[Span]:
 
 
 @dataclass(frozen=True)
-class Chain:
+class Pipeline:
     """The stages of a plan; stage ``len(steps)`` is the method.
 
     What a step measures holds for all merged models, what the method measures for those of the same parameters, under
@@ -73,7 +73,7 @@ class Chain:
             stage
             for stage in range(self.method_stage + 1)
             for output in self.measured_for(stage)
-            if (measure := self.measure(stage, output)) is not None and measure.over is Extent.MODEL
+            if (measure := self.measure(stage, output)) is not None and measure.over is MeasureOver.MODEL
         ]
         return over_all[-1] + 1 if over_all else 0
 
@@ -109,7 +109,7 @@ class Chain:
         value = self.whole_model(stage, output)
         if value is None and self.single:
             first = self._same(task, output) if stage == self.method_stage else output
-            value = self.single.get((stage, task.place.name, first.name))
+            value = self.single.get((stage, task.target.name, first.name))
         return value
 
     def _same(self, task: TensorTask, output: Output) -> Output:
@@ -128,8 +128,8 @@ class Chain:
         }
 
     def inputs(
-        self, worker: Worker, task: TensorTask, start: int, count: int, stage: int, needs: frozenset[Need]
-    ) -> dict[Need, Array]:
+        self, worker: Worker, task: TensorTask, start: int, count: int, stage: int, needs: frozenset[Input]
+    ) -> dict[Input, Array]:
         """Read a block and take it through the steps before ``stage``.
 
         Args:
@@ -142,23 +142,23 @@ class Chain:
         """
         steps = self.plan.prepared_by[:stage]
         wanted = needs
-        if steps and needs & {Need.MODELS, Need.DELTAS}:
-            wanted = (needs - {Need.MODELS}) | {Need.BASE, Need.DELTAS}
+        if steps and needs & {Input.MODELS, Input.DELTAS}:
+            wanted = (needs - {Input.MODELS}) | {Input.BASE, Input.DELTAS}
         inputs = worker.load(task, start, count, wanted)
-        if Need.DELTAS in wanted:
+        if Input.DELTAS in wanted:
             for number, (step, params) in enumerate(steps):
-                deltas = {Need.DELTAS: inputs[Need.DELTAS]}
+                deltas = {Input.DELTAS: inputs[Input.DELTAS]}
                 block = self.block(deltas, task, start, number, self.plan.variants[0], worker.tally)
-                inputs[Need.DELTAS] = step.apply(block, params)
-        if Need.MODELS in needs and Need.MODELS not in inputs:
-            inputs[Need.MODELS] = inputs[Need.DELTAS] + inputs[Need.BASE]
+                inputs[Input.DELTAS] = step.apply(block, params)
+        if Input.MODELS in needs and Input.MODELS not in inputs:
+            inputs[Input.MODELS] = inputs[Input.DELTAS] + inputs[Input.BASE]
         return {need: inputs[need] for need in needs}
 
     def block(
-        self, inputs: Mapping[Need, Array], task: TensorTask, start: int, stage: int, output: Output, tally: Tally
+        self, inputs: Mapping[Input, Array], task: TensorTask, start: int, stage: int, output: Output, tally: Tally
     ) -> Block:
         """Return a block of inputs as a stage sees it, for one merged model; ``tally`` takes what is counted."""
-        masks = Masks(self.plan.recipe.seed, stage, task.place.name, len(task.models), start, task.place.numel)
+        masks = Masks(self.plan.recipe.seed, stage, task.target.name, len(task.models), start, task.target.numel)
         posterior = tuple(prior is not None for prior in self.plan.posteriors)
         value = self._measured(stage, task, output)
-        return Block(inputs, masks, value, posterior, tally.counts, tally.sums, shape=task.place.shape)
+        return Block(inputs, masks, value, posterior, tally.counts, tally.sums, shape=task.target.shape)

@@ -13,7 +13,7 @@ class Listener(Protocol):
         """That many bytes were done, the last of them of this tensor."""
 
 
-class Quiet:
+class NullListener:
     """Listens to nothing."""
 
     def phase(self, name: str, nbytes: int) -> None:

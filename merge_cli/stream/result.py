@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.journal import Record, Tally
-from merge_cli.stream.pipeline import Chain
+from merge_cli.stream.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class StreamResult:
     Attributes:
         outcomes: Merged model -> what was told of it; as a rule there is one.
         device: What it ran on.
-        crowded: Whether the files would have taken too much of the memory, so that what was read was dropped.
+        exceeds_page_cache: Whether the files would not fit into the page cache, so that what was read was dropped.
     """
 
     outcomes: Mapping[str, Outcome]
     device: str
-    crowded: bool
+    exceeds_page_cache: bool
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -63,7 +63,7 @@ class StreamResult:
 
 
 @dataclass
-class Totals:
+class Tallies:
     """The tallies of all ranges, for each merged model."""
 
     _counts: dict[str, Counter[str]] = field(default_factory=dict)
@@ -76,23 +76,25 @@ class Totals:
             if tally.sums:
                 self._sums.setdefault(output, {}).setdefault(record.tensor, Tally()).update(tally)
 
-    def outcomes(self, chain: Chain) -> dict[str, Outcome]:
+    def outcomes(self, pipeline: Pipeline) -> dict[str, Outcome]:
         """Return what was counted and summed, and what the method makes of it."""
-        return {output.name: self._outcome(chain, output) for output in chain.plan.variants}
+        return {output.name: self._outcome(pipeline, output) for output in pipeline.plan.variants}
 
-    def _outcome(self, chain: Chain, output: Output) -> Outcome:
+    def _outcome(self, pipeline: Pipeline, output: Output) -> Outcome:
         counts = dict(sorted(self._counts.get(output.name, {}).items()))
         tallies = sorted(self._sums.get(output.name, {}).items())
         # Exactly, so that the order of ranges does not change it.
         sums = {name: {key: math.fsum(each.sums[key]) for key in sorted(each.sums)} for name, each in tallies}
-        return Outcome(counts, sums, _diagnosis(chain, output, sums))
+        return Outcome(counts, sums, _diagnosis(pipeline, output, sums))
 
 
-def _diagnosis(chain: Chain, output: Output, sums: Mapping[str, Mapping[str, float]]) -> Diagnosis:
+def _diagnosis(pipeline: Pipeline, output: Output, sums: Mapping[str, Mapping[str, float]]) -> Diagnosis:
     """Return what the method makes of its sums and of what it measured over the model."""
-    first = next(iter(chain.plan.merged), None)
+    first = next(iter(pipeline.plan.merged), None)
     if first is None:
         return Diagnosis({})
     keys = dict.fromkeys(key for each in sums.values() for key in each)
     totals = {key: math.fsum(each.get(key, 0.0) for each in sums.values()) for key in keys}
-    return chain.plan.method.diagnose(totals, chain.whole_model(chain.method_stage, output), output.params_of(first))
+    return pipeline.plan.method.diagnose(
+        totals, pipeline.whole_model(pipeline.method_stage, output), output.params_of(first)
+    )

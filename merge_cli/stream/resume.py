@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint import Files, ShardWriter, StoredTensor
-from merge_cli.checkpoint.os_errors import writing
+from merge_cli.checkpoint.os_errors import write_errors
 from merge_cli.errors import CheckpointError, RecipeError, ResourceError, VerificationError
 from merge_cli.plan import MergePlan
 from merge_cli.stream.checksums import checksum
 from merge_cli.stream.device import choose_device
-from merge_cli.stream.journal import JOURNAL_FILE, Past, Record, distrust, read_journal
+from merge_cli.stream.journal import JOURNAL_FILE, JournalState, Record, drop_unsynced, read_journal
 from merge_cli.version import TOOL
 
 # Bytes read back at a time; whole pages of the checksum.
@@ -32,7 +32,7 @@ def decisions(plan: MergePlan) -> dict[str, Any]:
     return {**programs, "--allow-nonfinite": plan.allow_nonfinite, **plan.decisions}
 
 
-def find_past(folder: Path, plan: MergePlan, files: Files) -> Past | None:
+def read_state(folder: Path, plan: MergePlan, files: Files) -> JournalState | None:
     """Return what an earlier run of the same merge has left; None where there is nothing to go on from.
 
     Args:
@@ -47,7 +47,7 @@ def find_past(folder: Path, plan: MergePlan, files: Files) -> Past | None:
     if past is None or not past.records:
         return None
     check_same(past, decisions(plan), folder)
-    with writing(folder):
+    with write_errors(folder):
         shards = [(folder / name, shard.size) for output in plan.outputs for name, shard in output.shards]
         wrong = [path for path, size in shards if not path.is_file() or path.stat().st_size != size]
     if wrong:
@@ -58,7 +58,7 @@ def find_past(folder: Path, plan: MergePlan, files: Files) -> Past | None:
     return past
 
 
-def sound_past(past: Past, plan: MergePlan, writers: Mapping[str, ShardWriter]) -> Past:
+def verified_state(past: JournalState, plan: MergePlan, writers: Mapping[str, ShardWriter]) -> JournalState:
     """Return of what an earlier run has left what the disk still holds as it was written; the rest is merged again.
 
     Bytes can change between a stop and the next run: by a bad disk, by another program, by a file system that lost
@@ -74,11 +74,11 @@ def sound_past(past: Past, plan: MergePlan, writers: Mapping[str, ShardWriter]) 
     """
 
     def is_sound(record: Record) -> bool:
-        return _fits(record, plan.layout.places) and all(
-            _checksum(output.layout.places[record.tensor], record, writers[output.name])
+        return _fits(record, plan.layout.targets) and all(
+            _checksum(output.layout.targets[record.tensor], record, writers[output.name])
             == record.checksums.get(output.name)
             for output in plan.outputs
-            if record.tensor in output.layout.places
+            if record.tensor in output.layout.targets
         )
 
     # Reading and summing both leave the interpreter's lock.
@@ -113,7 +113,7 @@ def can_go_on(error: BaseException, folder: Path, files: Files) -> bool:
     cause = error.__cause__
     try:
         if isinstance(error, ResourceError) and isinstance(cause, OSError) and cause.errno == errno.EIO:
-            distrust(folder / JOURNAL_FILE, files)
+            drop_unsynced(folder / JOURNAL_FILE, files)
         past = read_journal(folder / JOURNAL_FILE, files)
     except (ResourceError, MemoryError):
         return False
@@ -122,13 +122,13 @@ def can_go_on(error: BaseException, folder: Path, files: Files) -> bool:
 
 def bytes_of(records: Iterable[Record], plan: MergePlan) -> int:
     """Return how many bytes of all merged models ranges take, of tensors that they have."""
-    places = plan.layout.places
+    places = plan.layout.targets
     return len(plan.variants) * sum(
         each.count * places[each.tensor].dtype.itemsize for each in records if each.tensor in places
     )
 
 
-def check_same(past: Past, decisions: Mapping[str, Any], folder: Path) -> None:
+def check_same(past: JournalState, decisions: Mapping[str, Any], folder: Path) -> None:
     """Refuse to go on with what another merge has begun.
 
     Raises:

@@ -61,18 +61,18 @@ def take_sample(plan: MergePlan, reader: Reader) -> Sample | None:
     Raises:
         CheckpointError: If a file cannot be read.
     """
-    filled = [task for task in plan.merged if task.place.numel]
+    filled = [task for task in plan.merged if task.target.numel]
     if not filled:
         return None
-    matrices = [task for task in filled if len(task.place.shape) > 1] or filled
+    matrices = [task for task in filled if len(task.target.shape) > 1] or filled
     checkpoints = len(compared(filled[0]))
     tasks = _spread(matrices, min(_TENSORS, max(_FEWEST, _NUMBERS // (_RUNS * _RUN * checkpoints))))
-    runs = [list(_runs(task.place.numel, _RUNS, _RUN)) for task in tasks]
+    runs = [list(_runs(task.target.numel, _RUNS, _RUN)) for task in tasks]
     parts = tuple(
         np.stack([_read(reader, tensor, each) for tensor in compared(task)])
         for task, each in zip(tasks, runs, strict=True)
     )
-    stands_for = tuple(task.place.numel / part.shape[1] for task, part in zip(tasks, parts, strict=True))
+    stands_for = tuple(task.target.numel / part.shape[1] for task, part in zip(tasks, parts, strict=True))
     return Sample(tuple(tasks), parts, stands_for)
 
 
@@ -84,12 +84,12 @@ def alike(plan: MergePlan, pairs: Sequence[tuple[int, int]], reader: Reader) -> 
     Yields:
         Of each pair that is equal here too: its two positions in :func:`compared`, elements and tensors compared.
     """
-    filled = [task for task in plan.merged if task.place.numel]
+    filled = [task for task in plan.merged if task.target.numel]
     tasks = _spread(filled, max(_WIDE_FEWEST, _WIDE_TENSORS // max(1, len(pairs))))
     for one, other in pairs:
         elements = 0
         for task in tasks:
-            runs = list(_runs(task.place.numel, 3, _WIDE_RUN))
+            runs = list(_runs(task.target.numel, 3, _WIDE_RUN))
             both = [compared(task)[i] for i in (one, other)]
             first, second = (_read(reader, tensor, runs) for tensor in both)
             if not np.array_equal(first, second):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge_cli.checkpoint import DType, Source, to_torch
 from merge_cli.errors import CheckpointError
-from merge_cli.methods.contract import Need
+from merge_cli.methods.contract import Input
 from merge_cli.plan import TensorTask
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.decode import read_rows
@@ -27,33 +27,33 @@ _SUMMED = (torch.bfloat16, torch.float32, torch.float64)
 class TorchWorker(Worker):
     """Blocks are torch tensors."""
 
-    def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Need]) -> dict[Need, Tensor]:
+    def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Input]) -> dict[Input, Tensor]:
         """Read what any method may need, Fishers and gradients too."""
         inputs = super().load(task, start, count, needs) | self._load_fishers(task, start, count, needs)
-        if Need.GRADIENTS in needs:
-            inputs[Need.GRADIENTS] = self._load_rows("gradients", task.gradients, start, count)
+        if Input.GRADIENTS in needs:
+            inputs[Input.GRADIENTS] = self._load_rows("gradients", task.gradients, start, count)
         return inputs
 
-    def _load_fishers(self, task: TensorTask, start: int, count: int, needs: frozenset[Need]) -> dict[Need, Tensor]:
+    def _load_fishers(self, task: TensorTask, start: int, count: int, needs: frozenset[Input]) -> dict[Input, Tensor]:
         """Read Fishers; this is the one place where a mean Fisher becomes a curvature, H = N·F."""
-        inputs: dict[Need, Tensor] = {}
-        if needs & {Need.BASE_FISHER, Need.BASE_CURVATURE}:
+        inputs: dict[Input, Tensor] = {}
+        if needs & {Input.BASE_FISHER, Input.BASE_CURVATURE}:
             assert task.base_fisher is not None
             fisher = self._load_rows("base_fisher", [task.base_fisher], start, count)
             _check_not_negative(fisher, [task.base_fisher])
-            if Need.BASE_FISHER in needs:
-                inputs[Need.BASE_FISHER] = fisher[0]
-            if Need.BASE_CURVATURE in needs:
-                inputs[Need.BASE_CURVATURE] = fisher[0] * self.plan.base_scale
-        if needs & {Need.FISHER, Need.CURVATURE}:
+            if Input.BASE_FISHER in needs:
+                inputs[Input.BASE_FISHER] = fisher[0]
+            if Input.BASE_CURVATURE in needs:
+                inputs[Input.BASE_CURVATURE] = fisher[0] * self.plan.base_scale
+        if needs & {Input.FISHER, Input.CURVATURE}:
             fishers = self._load_rows("fisher", task.fishers, start, count)
             _check_not_negative(fishers, task.fishers)
-            if Need.FISHER in needs:
-                inputs[Need.FISHER] = fishers
-            if Need.CURVATURE in needs:
+            if Input.FISHER in needs:
+                inputs[Input.FISHER] = fishers
+            if Input.CURVATURE in needs:
                 scales = torch.tensor(self.plan.scales, dtype=torch.float32, device=self.device)[:, None]
-                curvature = fishers * scales if Need.FISHER in needs else fishers.mul_(scales)
-                inputs[Need.CURVATURE] = self._less_prior(curvature, inputs.get(Need.BASE_CURVATURE))
+                curvature = fishers * scales if Input.FISHER in needs else fishers.mul_(scales)
+                inputs[Input.CURVATURE] = self._less_prior(curvature, inputs.get(Input.BASE_CURVATURE))
         return inputs
 
     def _less_prior(self, curvature: Tensor, base: Tensor | None) -> Tensor:
@@ -81,7 +81,7 @@ class TorchWorker(Worker):
             CheckpointError: If it is copied, and not finite where it comes from.
             VerificationError: If it is not finite.
         """
-        place = outputs[0].layout.places[task.place.name]
+        place = outputs[0].layout.targets[task.target.name]
         nbytes = result.numel() * place.dtype.itemsize
         out = self._raw_out[:nbytes].view(to_torch(place.dtype))
         out.copy_(result.reshape(-1))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from merge_cli.checkpoint import DType, Reader, Source, StoredTensor
 from merge_cli.kernels import Array, lower
-from merge_cli.methods.contract import Need
+from merge_cli.methods.contract import Input
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.buffers import is_variance
 from merge_cli.plan.outputs import Output
@@ -75,22 +75,22 @@ class Worker(abc.ABC):
         """Return what is to be noted of a range that is done."""
         for output in self.plan.variants:
             self.tally_of(output).update(self.tally)
-        return Record(task.place.name, *span, self.tallies, self.checksums)
+        return Record(task.target.name, *span, self.tallies, self.checksums)
 
     def put(self, view: memoryview, task: TensorTask, start: int, outputs: Iterable[Output]) -> None:
         """Write bytes of a tensor to outputs, in the order of a range's blocks."""
         for output in outputs:
             if output.name in self.sinks:
                 self.checksums[output.name] = checksum(view, self.checksums.get(output.name, 0))
-                self.sinks[output.name].write(view, output.layout.places[task.place.name], start)
+                self.sinks[output.name].write(view, output.layout.targets[task.target.name], start)
 
-    def expect(self, task: TensorTask, span: Span) -> None:
+    def read_ahead(self, task: TensorTask, span: Span) -> None:
         """Have the system read ahead what is needed for a range; of a small one it does anyway."""
         if span[1] >= _READ_AHEAD:
             for source in task.sources:
-                self.reader.expect(source, *span)
+                self.reader.read_ahead(source, *span)
 
-    def forget(self, task: TensorTask, span: Span, kept: Container[Path] = ()) -> None:
+    def drop_cache(self, task: TensorTask, span: Span, kept: Container[Path] = ()) -> None:
         """Let the system drop a range's inputs, where all files together would crowd out everyone else's.
 
         Args:
@@ -100,26 +100,26 @@ class Worker(abc.ABC):
         """
         if self.drops:
             for source in task.sources:
-                self.reader.forget(source, *span, kept)
+                self.reader.drop_cache(source, *span, kept)
 
-    def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Need]) -> dict[Need, Array]:
+    def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Input]) -> dict[Input, Array]:
         """Read what is needed of elements ``start`` to ``start + count``; deltas are computed, curvature is scaled.
 
         Raises:
             CheckpointError: If an input is not finite, a Fisher is negative, or a file cannot be read.
         """
-        inputs: dict[Need, Array] = {}
-        if needs & {Need.BASE, Need.DELTAS}:
+        inputs: dict[Input, Array] = {}
+        if needs & {Input.BASE, Input.DELTAS}:
             assert task.base is not None
             base = self._load_rows("base", [task.base], start, count)[0]
-            if Need.BASE in needs:
-                inputs[Need.BASE] = base
-        if Need.MODELS in needs:
-            models = inputs[Need.MODELS] = self._load_rows("models", task.models, start, count)
-            if Need.DELTAS in needs:
-                inputs[Need.DELTAS] = models - base
-        elif Need.DELTAS in needs:
-            inputs[Need.DELTAS] = self._load_rows("models", task.models, start, count, less=base)
+            if Input.BASE in needs:
+                inputs[Input.BASE] = base
+        if Input.MODELS in needs:
+            models = inputs[Input.MODELS] = self._load_rows("models", task.models, start, count)
+            if Input.DELTAS in needs:
+                inputs[Input.DELTAS] = models - base
+        elif Input.DELTAS in needs:
+            inputs[Input.DELTAS] = self._load_rows("models", task.models, start, count, less=base)
         return inputs
 
     def _load_rows(
@@ -150,7 +150,7 @@ class Worker(abc.ABC):
         A sum of task vectors may take a variance below zero, whose root is no number, or so close to it that all
         activations explode. Between the inputs nothing is changed.
         """
-        if not is_variance(task.place.name):
+        if not is_variance(task.target.name):
             return None
         lowest = None
         for tensor in (task.base, *task.models):

@@ -12,7 +12,7 @@ import numpy as np
 
 from merge_cli.checkpoint import Checkpoint, Files, Reader
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_digests
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.errors import CheckpointError
 from merge_cli.report.manifest import MANIFEST_FILE
 from merge_cli.stream import Listener
@@ -85,7 +85,7 @@ def _wrong(out: Path, name: str, digest: str, files: Files) -> str | None:
     """Return what is wrong with a file; that it cannot be read is not an error here but a finding."""
     path = out / name
     try:
-        with reading(path):
+        with read_errors(path):
             there = path.is_file()
         if not there:
             return f"{name} is missing"

@@ -24,7 +24,7 @@ from pydantic import (
 from merge_cli.checkpoint import Files
 from merge_cli.checkpoint.bounded_json import read_json
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, is_below
-from merge_cli.checkpoint.os_errors import reading
+from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.report.manifest import MANIFEST_FILE
 from merge_cli.text import count_of
@@ -91,7 +91,7 @@ class InputFile(_Part):
     sha256: Digest | None = None
 
 
-class Input(_Part):
+class InputRecord(_Part):
     """A checkpoint that was merged."""
 
     role: Text
@@ -126,7 +126,7 @@ class Manifest(_Part):
     recipe: Annotated[str | dict[str, Any], BeforeValidator(_text_or_object)]
     recipe_folder: Annotated[Text, AfterValidator(_relative)] | None = None
     overrides: Annotated[tuple[str, ...], FailFast()]
-    inputs: Annotated[tuple[Input, ...], FailFast()]
+    inputs: Annotated[tuple[InputRecord, ...], FailFast()]
     counts: Annotated[Mapping[str, StrictInt], BeforeValidator(_few)]
     files: Annotated[Mapping[FileName, Digest], BeforeValidator(_few)]
 
@@ -144,7 +144,7 @@ def read_manifest(out: Path, files: Files) -> Manifest:
         VerificationError: If it is damaged.
     """
     path = out / MANIFEST_FILE
-    with reading(path):
+    with read_errors(path):
         there = path.is_file()
         if not there and not out.exists():
             raise CheckpointError(f"{out} does not exist")

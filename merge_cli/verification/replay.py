@@ -76,7 +76,7 @@ class _Comparing:
             self.different.setdefault(name, what)
 
 
-def replayed(
+def replay_tensors(
     found: Verification,
     made: Manifest,
     replay: Replay,
@@ -89,10 +89,10 @@ def replayed(
     """Compute tensors again and compare them."""
     plan = _plan_again(made, replay, checkpoint, threads)
     seed = None if replay.count is None else replay.seed if replay.seed is not None else secrets.randbelow(2**32)
-    names = [task.place.name for task in plan.tasks]
+    names = [task.target.name for task in plan.tasks]
     chosen = set(names) if seed is None else _chosen(names, replay.count or 0, seed)
     done: dict[str, list[Span]] = {
-        task.place.name: [(0, task.place.numel)] for task in plan.tasks if task.place.name not in chosen
+        task.target.name: [(0, task.target.numel)] for task in plan.tasks if task.target.name not in chosen
     }
     files = [file for each in plan.inputs for file in each.files]
     with contextlib.ExitStack() as stack:

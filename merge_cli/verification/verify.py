@@ -8,11 +8,11 @@ from pathlib import Path
 from merge_cli.checkpoint import Checkpoint, Files, Reader, open_checkpoint
 from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.report import Verification
-from merge_cli.stream import Listener, Quiet
+from merge_cli.stream import Listener, NullListener
 from merge_cli.text import listed
 from merge_cli.verification.digests import check_digests, check_names, not_finite
 from merge_cli.verification.manifest import read_manifest
-from merge_cli.verification.replay import Replay, replayed
+from merge_cli.verification.replay import Replay, replay_tensors
 
 
 def verify(
@@ -44,7 +44,7 @@ def verify(
     made = read_manifest(out, files)
     inputs = {f"{each.reference}/{file.name}": file.sha256 for each in made.inputs for file in each.files}
     found = Verification(str(out), made.tool, inputs=inputs)
-    digests, problems = check_digests(out, made, threads, files, listener or Quiet())
+    digests, problems = check_digests(out, made, threads, files, listener or NullListener())
     added, notes = check_names(out, made, files)
     problems += added
     checkpoint: Checkpoint | None = None
@@ -56,7 +56,7 @@ def verify(
     if checkpoint is None:
         return found
     with Reader(checkpoint.files, files) as reader:
-        wrong = list(not_finite(checkpoint, reader, listener or Quiet()))
+        wrong = list(not_finite(checkpoint, reader, listener or NullListener()))
         allowed = made.allows_nonfinite
         word = f"{listed(wrong)}: NaN or infinity" if wrong else ""
         found = replace(
@@ -68,7 +68,7 @@ def verify(
         if replay is None:
             return found
         try:
-            return replayed(found, made, replay, checkpoint, reader, threads=threads, listener=listener)
+            return replay_tensors(found, made, replay, checkpoint, reader, threads=threads, listener=listener)
         except (CheckpointError, RecipeError) as error:
             # What is wrong with the output may be why; it must not be lost for what is wrong with the replay.
             if not found.problems:

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import DType, Layout, ShardWriter, StoredTensor, lay_out
+from merge_cli.checkpoint import DType, Layout, ShardWriter, StoredTensor, plan_shards
 from tests.benchmarks.shapes import (
     EMBEDDING,
     SIZES,
@@ -93,7 +93,7 @@ def fisher_values(model: int) -> Values:
 
 def pieces(layout: Layout) -> Iterator[Piece]:
     """Cut every tensor of a layout into pieces."""
-    for place in layout.places.values():
+    for place in layout.targets.values():
         for start in range(0, place.numel, _PIECE_NUMEL):
             yield Piece(place, start, min(_PIECE_NUMEL, place.numel - start))
 
@@ -138,7 +138,7 @@ def make_family(
 
     def layout(dtype: DType, metadata: dict[str, str]) -> Layout:
         tensors = ((name, dtype, shape) for name, shape in named)
-        return lay_out(tensors, shard_bytes=_SHARD_BYTES, metadata={"format": "pt"} | metadata)
+        return plan_shards(tensors, shard_bytes=_SHARD_BYTES, metadata={"format": "pt"} | metadata)
 
     for model in range(fine_tunes + 1):
         name = f"ft{model}" if model else "base"

@@ -176,9 +176,9 @@ def wrapping(clock: Clock, method: str, steps: list[str]) -> Iterator[list[str]]
 def wrapping_worker(clock: Clock, plan: MergePlan) -> Iterator[None]:
     """Wrap the worker that a plan is given; another would import torch."""
     from merge_cli.stream import choose_device
-    from merge_cli.stream.engine import kind_of_worker
+    from merge_cli.stream.engine import choose_worker
 
-    kind = kind_of_worker(plan, choose_device(plan.device))
+    kind = choose_worker(plan, choose_device(plan.device))
     with contextlib.ExitStack() as stack:
         for name in CONVERTING:
             stack.enter_context(mock.patch.object(kind, name, clock.wrapped(getattr(kind, name), "convert")))

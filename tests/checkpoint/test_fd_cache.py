@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from merge_cli.checkpoint import DType, ShardWriter, lay_out
+from merge_cli.checkpoint import DType, ShardWriter, plan_shards
 from merge_cli.checkpoint.fd_cache import Descriptors, most_descriptors
 from merge_cli.errors import ResourceError
 
@@ -69,21 +69,21 @@ def test_all_files_are_closed_though_one_of_them_fails_to() -> None:
 
 
 def test_an_output_of_many_shards_is_written_through_few_descriptors(few: int, tmp_path: Path) -> None:
-    layout = lay_out([(f"t{i}", DType.F32, (2,)) for i in range(400)], shard_bytes=8, metadata={})
+    layout = plan_shards([(f"t{i}", DType.F32, (2,)) for i in range(400)], shard_bytes=8, metadata={})
     assert len(layout.shards) == 400
     with ShardWriter(tmp_path, layout) as writer:
         for start in (0, 1):
-            for number, place in enumerate(layout.places.values()):
+            for number, place in enumerate(layout.targets.values()):
                 writer.write(memoryview(torch.tensor([float(number + start)]).numpy()).cast("B"), place, start)
         writer.sync()
-    for number, place in enumerate(layout.places.values()):
+    for number, place in enumerate(layout.targets.values()):
         (found,) = safetensors.torch.load_file(tmp_path / place.file).values()
         assert found.tolist() == [number, number + 1]
 
 
 def test_a_shard_that_is_removed_while_it_is_written_is_not_made_anew(few: int, tmp_path: Path) -> None:
-    layout = lay_out([(f"t{i}", DType.F32, (2,)) for i in range(100)], shard_bytes=8, metadata={})
+    layout = plan_shards([(f"t{i}", DType.F32, (2,)) for i in range(100)], shard_bytes=8, metadata={})
     with ShardWriter(tmp_path, layout) as writer:
         (tmp_path / layout.shards[0].file).unlink()
         with pytest.raises(ResourceError, match="was changed or removed while it was written"):
-            writer.write(memoryview(bytes(4)), layout.places["t0"], 0)
+            writer.write(memoryview(bytes(4)), layout.targets["t0"], 0)

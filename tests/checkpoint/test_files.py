@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.os_errors import reading, writing
+from merge_cli.checkpoint.os_errors import read_errors, write_errors
 from merge_cli.errors import CheckpointError, MergeError, ResourceError
 from tests.checkpoint.helpers import EIO, ENOSPC, Failing, Trickle
 
@@ -129,14 +129,14 @@ def test_a_small_file_that_cannot_be_written_is_an_error_that_names_it(call: str
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_comes_with_a_hint(number: int) -> None:
-    with pytest.raises(ResourceError) as caught, writing(Path("out")):
+    with pytest.raises(ResourceError) as caught, write_errors(Path("out")):
         raise OSError(number, os.strerror(number))
     assert caught.value.message == f"cannot write out: {os.strerror(number)}"
     assert caught.value.hint == "free some disk space or write elsewhere"
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("guard", [reading, writing])
+@pytest.mark.parametrize("guard", [read_errors, write_errors])
 def test_only_failures_of_the_system_are_translated(guard: Callable[[Path], MergeError]) -> None:
     with pytest.raises(ZeroDivisionError), guard(Path("x")):  # type: ignore[attr-defined]
         raise ZeroDivisionError
@@ -244,6 +244,6 @@ def test_a_folder_is_made_with_those_on_the_way_and_a_file_in_the_way_is_an_erro
     ],
 )  # fmt: skip
 def test_a_place_that_is_closed_has_another_code_than_one_that_is_full(number: int, code: int) -> None:
-    with pytest.raises(ResourceError) as caught, writing(Path("out")):
+    with pytest.raises(ResourceError) as caught, write_errors(Path("out")):
         raise OSError(number, os.strerror(number))
     assert caught.value.exit_code == code

@@ -6,36 +6,36 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.folder_lock import discard_locked, locked
+from merge_cli.checkpoint.folder_lock import lock_folder, remove_locked_folder
 from merge_cli.errors import RecipeError, ResourceError
 from tests.crash.seam import Seam
 
 
 def test_a_locked_folder_is_refused_to_others_until_the_end(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "work"
-    with locked(folder, Files(), run="run", busy="first"):
+    with lock_folder(folder, Files(), run="run", busy="first"):
         assert folder.is_dir()
-        with pytest.raises(ResourceError, match="second"), locked(folder, Files(), run="run", busy="second"):
+        with pytest.raises(ResourceError, match="second"), lock_folder(folder, Files(), run="run", busy="second"):
             pass
-    with locked(folder, Files(), run="run", busy="third"):
+    with lock_folder(folder, Files(), run="run", busy="third"):
         pass
 
 
 def test_a_folder_that_no_run_has_made_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
-    with pytest.raises(RecipeError, match="no earlier trial"), locked(tmp_path, Files(), run="trial", busy=""):
+    with pytest.raises(RecipeError, match="no earlier trial"), lock_folder(tmp_path, Files(), run="trial", busy=""):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_the_lock_goes_after_all_else_that_is_in_the_folder(tmp_path: Path) -> None:
     folder, files = tmp_path / "work", Seam()
-    with locked(folder, files, run="run", busy="") as lock:
+    with lock_folder(folder, files, run="run", busy="") as lock:
         for name in (".journal", "a", "z"):
             (folder / name).touch()
         (folder / "inside").mkdir()
         (folder / "inside" / "b").touch()
-        discard_locked(folder, lock, files)
+        remove_locked_folder(folder, lock, files)
         removed = [(call.name, call.path.name) for call in files.made if call.name.startswith("remove")]
     assert removed == [
         ("remove", ".journal"),
@@ -50,9 +50,9 @@ def test_the_lock_goes_after_all_else_that_is_in_the_folder(tmp_path: Path) -> N
 
 def test_a_folder_that_is_anothers_by_now_is_not_removed(tmp_path: Path) -> None:
     folder = tmp_path / "work"
-    with locked(folder, Files(), run="run", busy="") as lock:
+    with lock_folder(folder, Files(), run="run", busy="") as lock:
         shutil.rmtree(folder)
-        with locked(folder, Files(), run="run", busy=""):
+        with lock_folder(folder, Files(), run="run", busy=""):
             (folder / "theirs").touch()
-            discard_locked(folder, lock, Files())
+            remove_locked_folder(folder, lock, Files())
             assert (folder / "theirs").exists()

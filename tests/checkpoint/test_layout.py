@@ -9,7 +9,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge_cli.checkpoint import DType, Layout, ShardWriter, lay_out, open_checkpoint
+from merge_cli.checkpoint import DType, Layout, ShardWriter, open_checkpoint, plan_shards
 from merge_cli.checkpoint.open import Checkpoint
 from tests.checkpoint.helpers import TORCH_DTYPES, assert_holds, filled, raw_bytes
 
@@ -18,14 +18,14 @@ NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 def laid_out(state: dict[str, torch.Tensor], *, shard_bytes: int = 10**9) -> Layout:
     tensors = [(name, DType(NAMES[tensor.dtype]), tuple(tensor.shape)) for name, tensor in state.items()]
-    return lay_out(tensors, shard_bytes=shard_bytes, metadata={"format": "pt"})
+    return plan_shards(tensors, shard_bytes=shard_bytes, metadata={"format": "pt"})
 
 
 def write(folder: Path, state: dict[str, torch.Tensor], *, shard_bytes: int = 10**9) -> Layout:
     layout = laid_out(state, shard_bytes=shard_bytes)
     folder.mkdir(exist_ok=True)
     with ShardWriter(folder, layout) as writer:
-        for name, place in layout.places.items():
+        for name, place in layout.targets.items():
             writer.write(memoryview(raw_bytes(state[name])), place, 0)
     index = layout.index()
     if index is not None:
@@ -56,7 +56,7 @@ def test_what_is_laid_out_and_written_is_what_the_safetensors_library_loads(tmp_
 
 def test_every_tensor_starts_at_a_multiple_of_its_item_size() -> None:
     odd = {"bool": filled(torch.bool, (3,)), "double": filled(torch.float64, (1,)), "half": filled(torch.half, (5,))}
-    places = laid_out(odd | MIXED).places
+    places = laid_out(odd | MIXED).targets
     assert places.keys() == (odd | MIXED).keys()
     assert [name for name, place in places.items() if place.offset % place.dtype.itemsize] == []
 
@@ -75,7 +75,7 @@ def test_tensors_are_distributed_in_order_until_a_shard_is_full() -> None:
         ("model-00002-of-00003.safetensors", ["c", "d"]),
         ("model-00003-of-00003.safetensors", ["e"]),
     ]
-    assert [str(layout.places[name].file) for name in "ace"] == [shard.file for shard in layout.shards]
+    assert [str(layout.targets[name].file) for name in "ace"] == [shard.file for shard in layout.shards]
 
 
 @settings(max_examples=60, deadline=None)
@@ -114,11 +114,11 @@ def test_any_layout_has_every_tensor_once_without_gap_and_no_shard_larger_than_i
     tensors: list[tuple[DType, list[int]]], shard_bytes: int
 ) -> None:
     named = [(f"t{number}", dtype, tuple(shape)) for number, (dtype, shape) in enumerate(tensors)]
-    layout = lay_out(named, shard_bytes=shard_bytes, metadata={})
-    assert sorted(layout.places) == sorted(name for name, _, _ in named)
+    layout = plan_shards(named, shard_bytes=shard_bytes, metadata={})
+    assert sorted(layout.targets) == sorted(name for name, _, _ in named)
     for name, dtype, shape in named:
-        assert (layout.places[name].dtype, layout.places[name].shape) == (dtype, shape)
-        assert layout.places[name].nbytes == math.prod(shape) * TORCH_DTYPES[dtype.value].itemsize
+        assert (layout.targets[name].dtype, layout.targets[name].shape) == (dtype, shape)
+        assert layout.targets[name].nbytes == math.prod(shape) * TORCH_DTYPES[dtype.value].itemsize
     for shard in layout.shards:
         position = len(shard.header)
         for tensor in shard.tensors:
@@ -163,7 +163,7 @@ def test_a_sharded_output_is_opened_through_its_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metadata", [{}, {"format": "pt", "a": "b"}])
 def test_metadata_stands_in_every_shard(metadata: dict[str, str], tmp_path: Path) -> None:
-    layout = lay_out([("a", DType.U8, (2,)), ("b", DType.U8, (2,))], shard_bytes=2, metadata=metadata)
+    layout = plan_shards([("a", DType.U8, (2,)), ("b", DType.U8, (2,))], shard_bytes=2, metadata=metadata)
     ShardWriter(tmp_path, layout).close()
     for shard in layout.shards:
         with safetensors.safe_open(tmp_path / shard.file, framework="pt") as file:

@@ -204,7 +204,7 @@ def test_an_output_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> No
 @pytest.mark.parametrize("sync", [True, False])
 def test_the_old_output_comes_back_when_the_new_one_cannot_take_its_name(sync: bool, tmp_path: Path) -> None:
     class NoSecondRename(Files):
-        def exchange(self, one: Path, other: Path) -> bool:
+        def swap_names(self, one: Path, other: Path) -> bool:
             return False
 
         def rename(self, old: Path, new: Path) -> None:

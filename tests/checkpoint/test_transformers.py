@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from merge_cli.checkpoint import DType, Files, ShardWriter, Staging, lay_out, open_checkpoint
+from merge_cli.checkpoint import DType, Files, ShardWriter, Staging, open_checkpoint, plan_shards
 from tests.checkpoint.helpers import assert_holds, raw_bytes
 
 
@@ -44,11 +44,11 @@ def test_what_transformers_saved_is_opened(tie: bool, shard_size: str, files: in
 def test_what_is_written_here_is_loaded_by_transformers(shard_bytes: int, tmp_path: Path) -> None:
     model, out = tiny(tie=False, seed=1), tmp_path / "out"
     state = model.state_dict()
-    layout = lay_out(described(state), shard_bytes=shard_bytes, metadata={"format": "pt"})
+    layout = plan_shards(described(state), shard_bytes=shard_bytes, metadata={"format": "pt"})
     staging = Staging(out, force=False)
     with staging.open() as folder:
         with ShardWriter(folder, layout) as writer:
-            for name, place in layout.places.items():
+            for name, place in layout.targets.items():
                 writer.write(memoryview(raw_bytes(state[name])), place, 0)
         index = layout.index()
         if index is not None:
@@ -70,7 +70,7 @@ def test_the_shards_and_their_index_are_those_that_transformers_writes(tmp_path:
     model = tiny(tie=False)
     model.save_pretrained(tmp_path, max_shard_size=4000)
     theirs = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    layout = lay_out(described(model.state_dict()), shard_bytes=4000, metadata={"format": "pt"})
+    layout = plan_shards(described(model.state_dict()), shard_bytes=4000, metadata={"format": "pt"})
     index = layout.index()
     assert index is not None
     assert json.loads(index) == theirs

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from merge_cli.checkpoint import DType, Files, Layout, ShardWriter, lay_out
+from merge_cli.checkpoint import DType, Files, Layout, ShardWriter, plan_shards
 from merge_cli.errors import ResourceError
 from tests.checkpoint.helpers import EIO, ENOSPC, Failing, Trickle, filled, raw_bytes
 
@@ -26,13 +26,13 @@ DTYPES = {torch.bfloat16: DType.BF16, torch.float64: DType.F64, torch.bool: DTyp
 
 def laid_out(shard_bytes: int = 10**9) -> Layout:
     described = [(name, DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in STATE.items()]
-    return lay_out(described, shard_bytes=shard_bytes, metadata={})
+    return plan_shards(described, shard_bytes=shard_bytes, metadata={})
 
 
 def blocks(layout: Layout, numel: int) -> list[tuple[str, int, bytes]]:
     """Every tensor cut into blocks of ``numel`` elements: name, first element, bytes."""
     found = []
-    for name, place in layout.places.items():
+    for name, place in layout.targets.items():
         data, width = raw_bytes(STATE[name]), place.dtype.itemsize
         for start in range(0, place.numel, numel):
             found.append((name, start, data[start * width : (start + numel) * width]))
@@ -41,7 +41,7 @@ def blocks(layout: Layout, numel: int) -> list[tuple[str, int, bytes]]:
 
 def write_all(writer: ShardWriter, layout: Layout) -> None:
     for name, start, data in blocks(layout, 17):
-        writer.write(memoryview(data), layout.places[name], start)
+        writer.write(memoryview(data), layout.targets[name], start)
 
 
 def assert_written(folder: Path, layout: Layout) -> None:
@@ -64,7 +64,7 @@ def test_blocks_may_be_written_in_any_order_and_from_many_threads(shard_bytes: i
 
         def write(block: tuple[str, int, bytes]) -> None:
             name, start, data = block
-            writer.write(memoryview(data), layout.places[name], start)
+            writer.write(memoryview(data), layout.targets[name], start)
 
         list(pool.map(write, work))
         writer.sync()
@@ -106,7 +106,7 @@ def test_a_disk_that_cannot_hold_the_output_is_an_error_before_anything_is_made(
         return shutil._ntuple_diskusage(10**9, 10**9 - 1500, 1500)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    layout = lay_out([("a", DType.F32, (500_000,))], shard_bytes=10**9, metadata={})
+    layout = plan_shards([("a", DType.F32, (500_000,))], shard_bytes=10**9, metadata={})
     with pytest.raises(ResourceError) as caught:
         ShardWriter(tmp_path, layout)
     assert caught.value.message == f"{tmp_path} has 1.5 kB free, the output takes 2.0 MB"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.folder_lock import LOCK, locked
+from merge_cli.checkpoint.folder_lock import LOCK, lock_folder
 from tests.cli.conftest import Run
 
 
 def left_behind(folder: Path) -> Path:
     """Make what a run leaves that is killed: its folder, marked as its own, with a file of 1000 bytes."""
-    with locked(folder, Files(), run="run", busy="busy"):
+    with lock_folder(folder, Files(), run="run", busy="busy"):
         (folder / "model.safetensors").write_bytes(bytes(1000))
     return folder
 

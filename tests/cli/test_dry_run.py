@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.folder_lock import locked
+from merge_cli.checkpoint.folder_lock import lock_folder
 from merge_cli.plan import build_plan
 from merge_cli.recipe import load_recipe
 from merge_cli.run import merge
@@ -126,7 +126,7 @@ def test_an_empty_folder_in_the_way_of_the_work_is_left_empty(run: Run, folder: 
 
 
 def test_another_process_at_work_is_seventy_five(run: Run, folder: Path) -> None:
-    with locked(folder / "out.partial", Files(), run="run", busy=""):
+    with lock_folder(folder / "out.partial", Files(), run="run", busy=""):
         assert both(run, folder / "out").code == 75
 
 

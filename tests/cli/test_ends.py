@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.folder_lock import locked
+from merge_cli.checkpoint.folder_lock import lock_folder
 from tests.cli.conftest import RECIPE, Run
 
 PROGRAM = [sys.executable, "-c", "from merge_cli.cli import program; program()"]
@@ -81,7 +81,7 @@ def test_a_place_that_takes_no_output_and_one_where_another_process_works_have_c
     nowhere = run("merge", "r.yml", "/proc/out")
     assert nowhere.code == 6
     assert nowhere.err.startswith("error: cannot write /proc/out.partial: ")
-    with locked(folder / "out.partial", Files(), run="run", busy=""):
+    with lock_folder(folder / "out.partial", Files(), run="run", busy=""):
         busy = run("merge", "r.yml", "out")
     assert busy.code == 75
     assert busy.err == "error: another process is writing out.partial\n  hint: wait for it, or stop it\n"

@@ -279,7 +279,7 @@ def test_a_terminated_measurement_is_continued_by_the_same_command(
     assert run(*command, "--out", "whole").code == 0
     with monkeypatch.context() as patch:
         # Six batches to a part: in the second part, after its first save.
-        patch.setattr(progress, "counting", stopping_after(6 + 3))
+        patch.setattr(progress, "example_progress", stopping_after(6 + 3))
         stopped = run(*command, "--out", "f")
     assert stopped.code == 143
     assert "what was summed so far is in f.measuring: the same command continues" in stopped.err
@@ -303,7 +303,7 @@ def test_without_any_option_a_terminated_measurement_is_continued_too_and_says_s
     whole = run(*command, "--out", "whole")
     assert "went on" not in whole.out
     with monkeypatch.context() as patch:
-        patch.setattr(progress, "counting", stopping_after(6 * (parts - 1) + 3))
+        patch.setattr(progress, "example_progress", stopping_after(6 * (parts - 1) + 3))
         stopped = run(*command, "--out", "f")
     assert stopped.code == 143
     assert stopped.err == (
@@ -353,7 +353,7 @@ def test_sums_of_data_that_has_changed_are_not_continued(here: Path, run: Run, m
     command = ("fisher", "base", "--data", "d.jsonl", "--batch-size", 2, "--checkpoint-every", 1, "--no-fsync",
                "--only", "classifier.*", "--out", "f")  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr(progress, "counting", stopping_after(3))
+        patch.setattr(progress, "example_progress", stopping_after(3))
         assert run(*command).code == 143
     save_rows(here / "d.jsonl", letters(13)[1:])
     done = run(*command)

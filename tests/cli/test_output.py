@@ -11,9 +11,9 @@ import torch
 
 from merge_cli import __version__
 from merge_cli.checkpoint import Files
-from merge_cli.checkpoint.folder_lock import locked
-from merge_cli.cli.progress import showing
-from merge_cli.stream import Quiet
+from merge_cli.checkpoint.folder_lock import lock_folder
+from merge_cli.cli.progress import byte_progress
+from merge_cli.stream import NullListener
 from tests.checkpoints import write_checkpoint
 from tests.cli.conftest import Run, listing
 
@@ -182,7 +182,7 @@ def test_the_same_command_ends_well_after_a_kill_just_after_the_output_got_its_n
 ) -> None:
     assert run("merge", "r.yml", "out").code == 0
     before = listing(folder)
-    with locked(folder / "other", Files(), run="run", busy=""):
+    with lock_folder(folder / "other", Files(), run="run", busy=""):
         mark = (folder / "other" / ".lock").read_bytes()
     shutil.rmtree(folder / "other")
     for name in left:
@@ -258,16 +258,16 @@ def test_an_output_without_a_name_is_refused(run: Run, folder: Path, out: str) -
 def test_progress_is_drawn_on_terminals_only(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with showing(visible=True) as listener:
+    with byte_progress(visible=True) as listener:
         listener.phase("merging", 20)
         listener.advance("layers.1.w", 20)
     assert capfd.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    with showing(visible=False) as listener:
-        assert isinstance(listener, Quiet)
-    with showing(visible=True) as listener:
-        assert not isinstance(listener, Quiet)
+    with byte_progress(visible=False) as listener:
+        assert isinstance(listener, NullListener)
+    with byte_progress(visible=True) as listener:
+        assert not isinstance(listener, NullListener)
         listener.phase("measuring", 10)
         listener.advance("layers.0.w", 10)
         listener.phase("merging", 20)

@@ -19,14 +19,14 @@ from merge_cli.text import format_bytes
 # Half of two minutes' work is done, and each amount and rate is as wide as they get.
 _PROGRAM = """
 import time
-from merge_cli.cli.progress import counting, showing
+from merge_cli.cli.progress import example_progress, byte_progress
 
-with showing(visible=True) as listener:
+with byte_progress(visible=True) as listener:
     listener.phase("looking for NaN", 2_000_000_000)
     for i in range(10):
         listener.advance("model.layers.10.self_attn.q_proj.weight", 99_990_000)
         time.sleep(0.06)
-with counting("measuring", visible=True) as progress:
+with example_progress("measuring", visible=True) as progress:
     for done in range(1, 9):
         progress(done * 16, 1024)
         time.sleep(0.06)

@@ -49,20 +49,20 @@ FAULTS: Mapping[str, tuple[str, ...]] = {
     "pwrite": (*_ALWAYS, "ENOSPC", "EDQUOT", "half", "one byte", "nothing"),
     "reserve": (*_ALWAYS, "ENOSPC", "EDQUOT"),
     "stat": (*_ALWAYS, "larger", "smaller"),
-    "expect": _ALWAYS,
-    "forget": _ALWAYS,
-    "status": (*_ALWAYS, "larger", "smaller"),
+    "read_ahead": _ALWAYS,
+    "drop_cache": _ALWAYS,
+    "stat_path": (*_ALWAYS, "larger", "smaller"),
     "sync": (*_ALWAYS, "ENOSPC"),
     "rename": (*_ALWAYS, "EACCES", "EPERM"),
-    "exchange": (*_ALWAYS, "EACCES", "EPERM", "unsupported"),
+    "swap_names": (*_ALWAYS, "EACCES", "EPERM", "unsupported"),
     "close": ("late EIO",),
     "make_folder": (*_ALWAYS, "ENOSPC", "EACCES"),
-    "names": (*_ALWAYS, "EACCES"),
+    "list_names": (*_ALWAYS, "EACCES"),
     "remove": (*_ALWAYS, "EPERM"),
     "remove_folder": (*_ALWAYS, "EPERM"),
     "remove_empty_folder": (*_ALWAYS, "EPERM"),
     "lock": (*_ALWAYS, "ENOLCK", "held"),
-    "free": (*_ALWAYS, "full"),
+    "free_bytes": (*_ALWAYS, "full"),
 }
 
 
@@ -77,7 +77,7 @@ class Faulty(Seam):
     def around(self, call: Call, make: Callable[..., Any]) -> Any:
         """Make the call unless it is the one."""
         if call.number != self.number:
-            return False if call.name == "exchange" and not self.exchanges else make(*call.arguments)
+            return False if call.name == "swap_names" and not self.exchanges else make(*call.arguments)
         self.hit = call
         return _broken(self.fault, call, make)
 

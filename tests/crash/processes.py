@@ -41,7 +41,7 @@ class KillAt(Seam):
             time.sleep(self.pause)
         if call.number == self.number and not self.after:
             _die_with(self.program)
-        impossible = call.name == "exchange" and not self.exchanges
+        impossible = call.name == "swap_names" and not self.exchanges
         found = False if impossible else make(*call.arguments)
         if call.number == self.number:
             _die_with(self.program)

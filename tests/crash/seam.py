@@ -12,9 +12,9 @@ from typing import Any
 from merge_cli.checkpoint import Files
 
 PRIMITIVES = (
-    "open_read", "open_folder", "open_write", "pread", "pwrite", "reserve", "stat", "sync", "rename", "exchange",
-    "close", "status", "expect", "forget", "make_folder", "names", "remove", "remove_folder", "remove_empty_folder",
-    "lock", "free",
+    "open_read", "open_folder", "open_write", "pread", "pwrite", "reserve", "stat", "sync", "rename", "swap_names",
+    "close", "stat_path", "read_ahead", "drop_cache", "make_folder", "list_names", "remove", "remove_folder",
+    "remove_empty_folder", "lock", "free_bytes",
 )  # fmt: skip
 BUILT = ("read_exactly", "write_all", "sync_folder", "read_whole", "copy", "sha256", "close_read", "write_new")
 

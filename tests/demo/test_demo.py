@@ -12,7 +12,7 @@ from merge_cli.demo import DemoReport, byte_lm, run_demo
 from merge_cli.demo.recipes import ADDITION, REMOVAL
 from merge_cli.demo.report import spearman
 from merge_cli.errors import RecipeError
-from merge_cli.stream import examined
+from merge_cli.stream import with_sample_warnings
 
 _CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yml"))
 _CHECKPOINTS = ["base", "expert-1", "expert-2", "expert-3", "joint"]
@@ -63,7 +63,7 @@ def test_every_example_recipe_can_be_planned_on_what_it_leaves_without_a_warning
     config: Path, demo: tuple[DemoReport, Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(demo[1])
-    plan = examined(build_plan(load_recipe(config)))
+    plan = with_sample_warnings(build_plan(load_recipe(config)))
     assert plan.tasks
     assert plan.warnings == ()
 

@@ -56,7 +56,7 @@ def attempt(chance: Random, folder: Path) -> bool:
         check(content, checkpoint.tensors)
         models = [{"model": ".", "parameters": {"weight": 1}}] * 2
         plan = build_plan(recipe_over(folder, {"merge_method": "linear", "models": models}))
-        assert {task.place.name for task in plan.tasks} == set(checkpoint.tensors)
+        assert {task.target.name for task in plan.tasks} == set(checkpoint.tensors)
         assert plan.digest
     finally:
         assert listing(folder) == before

@@ -30,12 +30,12 @@ from merge_cli.kernels import GRAIN
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import (
     Block,
-    Extent,
+    Input,
     Masks,
     Measure,
     Measured,
+    MeasureOver,
     Method,
-    Need,
     Params,
     Step,
     Totals,
@@ -43,10 +43,10 @@ from merge_cli.methods.contract import (
     is_per_model,
 )
 
-Inputs = Mapping[Need, Tensor]
+Inputs = Mapping[Input, Tensor]
 Tensors = Mapping[str, Inputs]
 Numbers = Sequence[float]
-PER_MODEL = (Need.MODELS, Need.DELTAS, Need.FISHER, Need.CURVATURE, Need.GRADIENTS)
+PER_MODEL = (Input.MODELS, Input.DELTAS, Input.FISHER, Input.CURVATURE, Input.GRADIENTS)
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ class Setup:
     block: int | None = None
     shuffle: int | None = None
     seed: int = 0
-    withheld: frozenset[Need] = frozenset()
+    withheld: frozenset[Input] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def run(what: Method | Step, params: Params, tensors: Tensors, setup: Setup = WH
     return Outcome(result, emitted, dict(counts), {key: math.fsum(parts) for key, parts in sums.items()}, measured)
 
 
-def declared(what: Method | Step, params: Params, tensors: Tensors) -> frozenset[Need]:
+def declared(what: Method | Step, params: Params, tensors: Tensors) -> frozenset[Input]:
     """Return what a method or a step declares to read of these tensors."""
-    given = frozenset(next(iter(tensors.values())))
-    return what.needs(params, given) if isinstance(what, Method) else frozenset({Need.DELTAS})
+    available = frozenset(next(iter(tensors.values())))
+    return what.needs(params, available) if isinstance(what, Method) else frozenset({Input.DELTAS})
 
 
 def measure(what: Method | Step, params: Params, tensors: Tensors, setup: Setup = WHOLE) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def measure(what: Method | Step, params: Params, tensors: Tensors, setup: Setup 
     if found is None:
         return dict.fromkeys(tensors)
     found = replace(found, needs=found.needs & declared(what, params, tensors))
-    if found.over is Extent.MODEL:
+    if found.over is MeasureOver.MODEL:
         return dict.fromkeys(tensors, _rounds(found, params, tensors, setup))
     return {name: _rounds(found, params, {name: inputs}, setup) for name, inputs in tensors.items()}
 
@@ -153,7 +153,7 @@ def _rounds(found: Measure, params: Params, tensors: Tensors, setup: Setup) -> A
 def _blocks(
     name: str,
     inputs: Inputs,
-    needs: Iterable[Need],
+    needs: Iterable[Input],
     setup: Setup,
     measured: Any,
     counts: Counter[str],
@@ -165,7 +165,7 @@ def _blocks(
     for start in range(0, numel, step):
         rows = {
             need: inputs[need][..., start : start + step].contiguous()
-            for need in Need
+            for need in Input
             if need in needs and need not in setup.withheld
         }
         yield Block(
@@ -197,20 +197,20 @@ def family(
     curvature: Sequence[Numbers] | None = None,
     base_curvature: Numbers | None = None,
     gradients: Sequence[Numbers] | None = None,
-) -> dict[Need, Tensor]:
+) -> dict[Input, Tensor]:
     """Return the inputs of one tensor; deltas are there where the base is."""
     named = {
-        Need.MODELS: models,
-        Need.BASE: base,
-        Need.FISHER: fisher,
-        Need.BASE_FISHER: base_fisher,
-        Need.CURVATURE: curvature,
-        Need.BASE_CURVATURE: base_curvature,
-        Need.GRADIENTS: gradients,
+        Input.MODELS: models,
+        Input.BASE: base,
+        Input.FISHER: fisher,
+        Input.BASE_FISHER: base_fisher,
+        Input.CURVATURE: curvature,
+        Input.BASE_CURVATURE: base_curvature,
+        Input.GRADIENTS: gradients,
     }
     inputs = {need: _float32(rows) for need, rows in named.items() if rows is not None}
     if base is not None:
-        inputs[Need.DELTAS] = inputs[Need.MODELS] - inputs[Need.BASE]
+        inputs[Input.DELTAS] = inputs[Input.MODELS] - inputs[Input.BASE]
     return inputs
 
 
@@ -230,12 +230,12 @@ def merged_model(method: str, tensors: Tensors, /, *, seed: int = 0, **values: A
     return run(found, made(found.params, n, **values), tensors, Setup(seed=seed)).tensors
 
 
-def stepped(step: str, inputs: Inputs, /, *, seed: int = 0, **values: Any) -> dict[Need, Tensor]:
+def stepped(step: str, inputs: Inputs, /, *, seed: int = 0, **values: Any) -> dict[Input, Tensor]:
     """Return the inputs of one tensor after a preparing step."""
     found = find_step(step)
     params = made(found.params, _n(inputs), **values)
     deltas = run(found, params, {"tensor": inputs}, Setup(seed=seed)).tensors["tensor"]
-    return {**inputs, Need.DELTAS: deltas, Need.MODELS: deltas + inputs[Need.BASE]}
+    return {**inputs, Input.DELTAS: deltas, Input.MODELS: deltas + inputs[Input.BASE]}
 
 
 def made(kind: type[Params], n: int, **values: Any) -> Params:
@@ -378,7 +378,7 @@ def _normal_numbers() -> Tensor:
     return torch.randn(200_000, generator=torch.Generator().manual_seed(0))
 
 
-def smooth_tensors(seed: int, n: int, sizes: Mapping[str, int]) -> dict[str, dict[Need, Tensor]]:
+def smooth_tensors(seed: int, n: int, sizes: Mapping[str, int]) -> dict[str, dict[Input, Tensor]]:
     """Random real numbers without repetition within a vector: every input that there is, for n models."""
     source = random.Random(seed)
 
@@ -394,19 +394,19 @@ def smooth_tensors(seed: int, n: int, sizes: Mapping[str, int]) -> dict[str, dic
         base = vector(numel).clone()
         models = base + rows(numel)
         tensors[name] = {
-            Need.MODELS: models,
-            Need.BASE: base,
-            Need.DELTAS: models - base,
-            Need.FISHER: rows(numel).square(),
-            Need.BASE_FISHER: vector(numel).square(),
-            Need.CURVATURE: rows(numel).square() * 100,
-            Need.BASE_CURVATURE: vector(numel).square() * 100,
-            Need.GRADIENTS: rows(numel),
+            Input.MODELS: models,
+            Input.BASE: base,
+            Input.DELTAS: models - base,
+            Input.FISHER: rows(numel).square(),
+            Input.BASE_FISHER: vector(numel).square(),
+            Input.CURVATURE: rows(numel).square() * 100,
+            Input.BASE_CURVATURE: vector(numel).square() * 100,
+            Input.GRADIENTS: rows(numel),
         }
     return tensors
 
 
-def coarse_tensors(seed: int, n: int, sizes: Mapping[str, int]) -> dict[str, dict[Need, Tensor]]:
+def coarse_tensors(seed: int, n: int, sizes: Mapping[str, int]) -> dict[str, dict[Input, Tensor]]:
     """Small multiples of 1/8 with many zeros, repetitions and exact cancellations; float32 adds them without rounding.
 
     Now and then a whole Fisher is zero, as that of a model that no example reached.
@@ -425,14 +425,14 @@ def coarse_tensors(seed: int, n: int, sizes: Mapping[str, int]) -> dict[str, dic
         fisher = eighths(n, numel, 0, 16)
         fisher[dead] = 0
         tensors[name] = {
-            Need.MODELS: base + deltas,
-            Need.BASE: base,
-            Need.DELTAS: deltas,
-            Need.FISHER: fisher,
-            Need.BASE_FISHER: eighths(None, numel, 0, 16),
-            Need.CURVATURE: eighths(n, numel, 0, 32),
-            Need.BASE_CURVATURE: eighths(None, numel, 0, 32),
-            Need.GRADIENTS: eighths(n, numel, -8, 8),
+            Input.MODELS: base + deltas,
+            Input.BASE: base,
+            Input.DELTAS: deltas,
+            Input.FISHER: fisher,
+            Input.BASE_FISHER: eighths(None, numel, 0, 16),
+            Input.CURVATURE: eighths(n, numel, 0, 32),
+            Input.BASE_CURVATURE: eighths(None, numel, 0, 32),
+            Input.GRADIENTS: eighths(n, numel, -8, 8),
         }
     return tensors
 
@@ -461,6 +461,6 @@ def same_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     )
 
 
-def withholding(setup: Setup, need: Need) -> Setup:
+def withholding(setup: Setup, need: Input) -> Setup:
     """Return the setup with one more input that is declared but not given."""
     return replace(setup, withheld=setup.withheld | {need})

@@ -10,26 +10,27 @@ import pytest
 import torch
 
 from merge_cli.kernels import chunk_sums
-from merge_cli.methods.contract import Block, Extent, Masks, Measured, Need, Totals, measure_sums
+from merge_cli.methods.contract import Block, Input, Masks, Measured, MeasureOver, Totals, measure_sums
 from tests import oracle
 
 ROWS = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
 
 
 def block(start: int = 0) -> Block:
-    return Block({Need.DELTAS: ROWS}, Masks(0, 0, "w", 2, start))
+    return Block({Input.DELTAS: ROWS}, Masks(0, 0, "w", 2, start))
 
 
 def test_what_was_declared_is_there_and_says_how_large_it_is() -> None:
     assert block().deltas is ROWS
     assert (block().n, block().numel, block().device.type) == (2, 3, "cpu")
-    assert block().has(Need.DELTAS)
-    assert not block().has(Need.BASE)
+    assert block().has(Input.DELTAS)
+    assert not block().has(Input.BASE)
 
 
-@pytest.mark.parametrize("need", [need for need in Need if need is not Need.DELTAS])
-def test_what_was_not_declared_is_refused_with_the_way_to_declare_it(need: Need) -> None:
-    with pytest.raises(LookupError, match=rf"reads block\.{need.value} without declaring it; add Need\.{need.name} to"):
+@pytest.mark.parametrize("need", [need for need in Input if need is not Input.DELTAS])
+def test_what_was_not_declared_is_refused_with_the_way_to_declare_it(need: Input) -> None:
+    what = rf"reads block\.{need.value} without declaring it; add Input\.{need.name} to"
+    with pytest.raises(LookupError, match=what):
         getattr(block(), need.value)
 
 
@@ -61,7 +62,7 @@ def test_sums_over_the_model_are_exact_in_whatever_pieces_they_are_collected() -
     for values in ([1e16, 1.0], [-1e16], [2.0**-30] * 3):
         numbers = torch.tensor(values, dtype=torch.float64)
         for number in numbers:
-            Block({Need.BASE: numbers}, Masks(0, 0, "w", 2, 0), sums=sums).add("total", number[None])
+            Block({Input.BASE: numbers}, Masks(0, 0, "w", 2, 0), sums=sums).add("total", number[None])
     assert math.fsum(sums["total"]) == 1 + 3 * 2.0**-30
 
 
@@ -74,9 +75,9 @@ def test_what_is_emitted_is_kept_by_its_name() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_a_measure_of_sums_is_exact_however_many_parts_there_are(threads: int) -> None:
     # More parts than are kept apart, in shares that are combined at the end.
-    found = measure_sums(frozenset({Need.BASE}), Extent.TENSOR, once_and_twice, everything_given)
+    found = measure_sums(frozenset({Input.BASE}), MeasureOver.TENSOR, once_and_twice, everything_given)
     numbers = [1e8, *(k / 7 for k in range(1700)), -1e8, 1e-8]
-    blocks = [Block({Need.BASE: torch.tensor([x, 1e-9])}, Masks(0, 0, "w", 1, 0)) for x in numbers]
+    blocks = [Block({Input.BASE: torch.tensor([x, 1e-9])}, Masks(0, 0, "w", 1, 0)) for x in numbers]
     state = found.start(Totals(1, len(blocks)), "parameters")
     parts: list[Any] = [None] * threads
     for i, each in enumerate(blocks):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from merge_cli.kernels import GRAIN
 from merge_cli.methods import find_method, find_step, method_names, step_names
-from merge_cli.methods.contract import Block, Masks, Method, Need, Params, Step, is_per_model
+from merge_cli.methods.contract import Block, Input, Masks, Method, Params, Step, is_per_model
 from tests import oracle
 from tests.methods.support import (
     WHOLE,
@@ -135,12 +135,12 @@ def test_every_declared_input_is_read_and_a_missing_one_is_named(method: Method)
     n = max(method.models[0], min(2, method.models[1] or 2))
     tensors = smooth_tensors(5, n, {"first": 50, "second": 7})
     for params in typical_params(method.params, n):
-        needs = method.needs(params, frozenset(Need))
+        needs = method.needs(params, frozenset(Input))
         complete = run(method, params, tensors).tensors
         for need in needs:
             setup = withholding(WHOLE, need)
-            if need in method.needs(params, frozenset(Need) - {need}):
-                with pytest.raises(LookupError, match=f"Need.{need.name}"):
+            if need in method.needs(params, frozenset(Input) - {need}):
+                with pytest.raises(LookupError, match=f"Input.{need.name}"):
                     run(method, params, tensors, setup)
             else:
                 # The method does without it where the recipe does not name it; where it does, it must matter.
@@ -154,8 +154,8 @@ def test_every_input_that_a_measure_declares_is_read_by_it(method: Method) -> No
     for params in typical_params(method.params, n):
         found = method.measure(params)
         for need in found.needs & declared(method, params, tensors) if found else ():
-            if need in method.needs(params, frozenset(Need) - {need}):
-                with pytest.raises(LookupError, match=f"Need.{need.name}"):
+            if need in method.needs(params, frozenset(Input) - {need}):
+                with pytest.raises(LookupError, match=f"Input.{need.name}"):
                     measure(method, params, tensors, withholding(WHOLE, need))
 
 
@@ -165,14 +165,14 @@ def test_a_step_and_its_measure_read_the_deltas_and_nothing_else(step: Step) -> 
     for params in typical_params(step.params, 2):
         run(step, params, tensors)
         found = step.measure(params)
-        assert found is None or found.needs == {Need.DELTAS}
-        with pytest.raises(LookupError, match=r"Need\.DELTAS"):
+        assert found is None or found.needs == {Input.DELTAS}
+        with pytest.raises(LookupError, match=r"Input\.DELTAS"):
             step.apply(without_deltas(tensors), params)
 
 
 def without_deltas(tensors: Tensors) -> Block:
-    base = tensors["first"][Need.BASE]
-    return Block({Need.BASE: base}, Masks(0, 0, "first", 2, 0), measured=[(1.0, 1.0), (1.0, 1.0)])
+    base = tensors["first"][Input.BASE]
+    return Block({Input.BASE: base}, Masks(0, 0, "first", 2, 0), measured=[(1.0, 1.0), (1.0, 1.0)])
 
 
 # --- second results ---------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_a_method_emits_a_precision_for_every_element_if_it_says_so_and_nothing_
     for params in typical_params(method.params, n):
         for name, emitted in run(method, params, tensors).emitted.items():
             assert emitted.keys() == set(method.emits)
-            assert all(values.shape == tensors[name][Need.BASE].shape for values in emitted.values())
+            assert all(values.shape == tensors[name][Input.BASE].shape for values in emitted.values())
             assert all(bool((values > 0).all()) for values in emitted.values())
 
 
@@ -260,7 +260,7 @@ def test_a_model_merged_with_itself_is_returned(name: str, n: int) -> None:
     one = smooth_tensors(11, 1, {"first": 500, "second": 7})
     tensors = {
         # Gradients that do not belong to the models would say that they are somewhere else.
-        tensor: {need: x.repeat(n, 1) if x.dim() == 2 else x for need, x in inputs.items() if need != Need.GRADIENTS}
+        tensor: {need: x.repeat(n, 1) if x.dim() == 2 else x for need, x in inputs.items() if need != Input.GRADIENTS}
         for tensor, inputs in one.items()
     }
     values: dict[str, Any] = {"weight": (1 / n,) * n} if "weight" in method.params.model_fields else {}
@@ -268,26 +268,26 @@ def test_a_model_merged_with_itself_is_returned(name: str, n: int) -> None:
         # Slerp's two models are the base and the only other one.
         values["t"] = 0.3
         for inputs in tensors.values():
-            inputs[Need.BASE] = inputs[Need.MODELS][0]
+            inputs[Input.BASE] = inputs[Input.MODELS][0]
     result = run(method, made(method.params, n, **values), tensors).tensors
     for tensor, inputs in tensors.items():
-        assert_close(result[tensor], inputs[Need.MODELS][0], rtol=1e-5, atol=1e-6)
+        assert_close(result[tensor], inputs[Input.MODELS][0], rtol=1e-5, atol=1e-6)
 
 
 Vectors = list[list[float]]
 Model = dict[str, list[float]]
 
 
-def model_of(tensors: Tensors, need: Need, row: int | None = None) -> Model:
+def model_of(tensors: Tensors, need: Input, row: int | None = None) -> Model:
     return {name: (inputs[need] if row is None else inputs[need][row]).tolist() for name, inputs in tensors.items()}
 
 
-def models_of(tensors: Tensors, need: Need) -> list[Model]:
+def models_of(tensors: Tensors, need: Input) -> list[Model]:
     n = len(next(iter(tensors.values()))[need])
     return [model_of(tensors, need, row) for row in range(n)]
 
 
-def each_tensor(tensors: Tensors, work: Callable[[str, dict[Need, Any]], Any]) -> dict[str, Any]:
+def each_tensor(tensors: Tensors, work: Callable[[str, dict[Input, Any]], Any]) -> dict[str, Any]:
     return {
         name: work(name, {need: rows.tolist() for need, rows in inputs.items()}) for name, inputs in tensors.items()
     }
@@ -298,30 +298,30 @@ def masks_for(name: str, densities: list[float], numel: int) -> list[list[int]]:
 
 
 def expected_linear(tensors: Tensors, p: Any) -> dict[str, Any]:
-    return each_tensor(tensors, lambda _, x: oracle.linear(x[Need.MODELS], p.weight, normalize=p.normalize))
+    return each_tensor(tensors, lambda _, x: oracle.linear(x[Input.MODELS], p.weight, normalize=p.normalize))
 
 
 def expected_passthrough(tensors: Tensors, p: Any) -> dict[str, Any]:
-    return each_tensor(tensors, lambda _, x: oracle.passthrough(x[Need.MODELS][0], p.scale[0]))
+    return each_tensor(tensors, lambda _, x: oracle.passthrough(x[Input.MODELS][0], p.scale[0]))
 
 
 def expected_task_arithmetic(tensors: Tensors, p: Any) -> dict[str, Any]:
     return each_tensor(
         tensors,
         lambda _, x: oracle.task_arithmetic(
-            x[Need.BASE], x[Need.DELTAS], p.weight, scale=p.scale, normalize=p.normalize
+            x[Input.BASE], x[Input.DELTAS], p.weight, scale=p.scale, normalize=p.normalize
         ),
     )
 
 
 def expected_slerp(tensors: Tensors, p: Any) -> dict[str, Any]:
-    return each_tensor(tensors, lambda _, x: oracle.slerp(x[Need.BASE], x[Need.MODELS][0], p.t))
+    return each_tensor(tensors, lambda _, x: oracle.slerp(x[Input.BASE], x[Input.MODELS][0], p.t))
 
 
 def expected_ties(tensors: Tensors, p: Any) -> dict[str, Any]:
     return oracle.ties(
-        model_of(tensors, Need.BASE),
-        models_of(tensors, Need.DELTAS),
+        model_of(tensors, Input.BASE),
+        models_of(tensors, Input.DELTAS),
         p.weight,
         p.density,
         scale=p.scale,
@@ -336,9 +336,9 @@ def expected_dare_linear(tensors: Tensors, p: Any) -> dict[str, Any]:
     return each_tensor(
         tensors,
         lambda name, x: oracle.dare_linear(
-            x[Need.BASE],
-            x[Need.DELTAS],
-            masks_for(name, p.density, len(x[Need.BASE])),
+            x[Input.BASE],
+            x[Input.DELTAS],
+            masks_for(name, p.density, len(x[Input.BASE])),
             p.weight,
             p.density,
             scale=p.scale,
@@ -352,9 +352,9 @@ def expected_dare_ties(tensors: Tensors, p: Any) -> dict[str, Any]:
     return each_tensor(
         tensors,
         lambda name, x: oracle.dare_ties(
-            x[Need.BASE],
-            x[Need.DELTAS],
-            masks_for(name, p.density, len(x[Need.BASE])),
+            x[Input.BASE],
+            x[Input.DELTAS],
+            masks_for(name, p.density, len(x[Input.BASE])),
             p.weight,
             p.density,
             scale=p.scale,
@@ -368,14 +368,14 @@ def expected_dare_ties(tensors: Tensors, p: Any) -> dict[str, Any]:
 
 def expected_fisher(tensors: Tensors, p: Any) -> dict[str, Any]:
     return oracle.fisher(
-        models_of(tensors, Need.MODELS),
-        models_of(tensors, Need.FISHER),
+        models_of(tensors, Input.MODELS),
+        models_of(tensors, Input.FISHER),
         p.weight,
         normalize_fisher=p.normalize_fisher,
         fisher_floor=p.fisher_floor,
         favour=p.favour,
-        base=model_of(tensors, Need.BASE) if p.include_base else None,
-        base_fisher=model_of(tensors, Need.BASE_FISHER) if p.include_base else None,
+        base=model_of(tensors, Input.BASE) if p.include_base else None,
+        base_fisher=model_of(tensors, Input.BASE_FISHER) if p.include_base else None,
     )
 
 
@@ -384,13 +384,13 @@ def expected_gradient_matching(tensors: Tensors, p: Any) -> dict[str, Any]:
     return each_tensor(
         tensors,
         lambda _, x: oracle.gradient_matching(
-            x[Need.BASE],
-            x[Need.DELTAS],
-            x[Need.CURVATURE],
+            x[Input.BASE],
+            x[Input.DELTAS],
+            x[Input.CURVATURE],
             p.weight,
             scales,
-            base_curvature=x[Need.BASE_CURVATURE],
-            gradients=x[Need.GRADIENTS] if p.anchor == "measured" else None,
+            base_curvature=x[Input.BASE_CURVATURE],
+            gradients=x[Input.GRADIENTS] if p.anchor == "measured" else None,
             kappa=p.kappa,
             box=p.box,
         ),
@@ -399,28 +399,28 @@ def expected_gradient_matching(tensors: Tensors, p: Any) -> dict[str, Any]:
 
 def matching_scales(tensors: Tensors, p: Any) -> oracle.Scales:
     return oracle.matching_scales(
-        models_of(tensors, Need.CURVATURE),
-        base_curvature=model_of(tensors, Need.BASE_CURVATURE),
+        models_of(tensors, Input.CURVATURE),
+        base_curvature=model_of(tensors, Input.BASE_CURVATURE),
         prior_precision=p.prior_precision,
         curvature_floor=p.curvature_floor,
         anchor=p.anchor,
         weights=p.weight,
-        deltas=models_of(tensors, Need.DELTAS),
-        gradients=models_of(tensors, Need.GRADIENTS),
+        deltas=models_of(tensors, Input.DELTAS),
+        gradients=models_of(tensors, Input.GRADIENTS),
     )
 
 
 def expected_dare(tensors: Tensors, p: Any) -> dict[str, Any]:
-    def drop(name: str, x: dict[Need, Any]) -> Vectors:
-        densities = [1 - p.drop_rate] * len(x[Need.DELTAS])
-        masks = masks_for(name, densities, len(x[Need.BASE]))
-        return oracle.dare(x[Need.DELTAS], masks, densities, rescale=p.rescale)
+    def drop(name: str, x: dict[Input, Any]) -> Vectors:
+        densities = [1 - p.drop_rate] * len(x[Input.DELTAS])
+        masks = masks_for(name, densities, len(x[Input.BASE]))
+        return oracle.dare(x[Input.DELTAS], masks, densities, rescale=p.rescale)
 
     return each_tensor(tensors, drop)
 
 
 def expected_keep_largest(tensors: Tensors, p: Any) -> dict[str, Any]:
-    deltas = models_of(tensors, Need.DELTAS)
+    deltas = models_of(tensors, Input.DELTAS)
     kept = oracle.keep_largest(deltas, [p.density] * len(deltas), scope=p.scope)
     return {name: [model[name] for model in kept] for name in tensors}
 
@@ -441,7 +441,7 @@ ORACLES: dict[str, Callable[[Tensors, Any], dict[str, Any]]] = {
 
 
 def scale_of(tensors: Tensors) -> float:
-    return max(float(inputs[Need.MODELS].abs().max()) for inputs in tensors.values())
+    return max(float(inputs[Input.MODELS].abs().max()) for inputs in tensors.values())
 
 
 @everything_by_name

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from merge_cli.methods import find_method
-from merge_cli.methods.contract import Block, Masks, Need
+from merge_cli.methods.contract import Block, Input, Masks
 from tests.methods.support import Outcome, assert_close, family, made, merged, run
 
 Array = np.ndarray
@@ -576,23 +576,23 @@ def test_removal_without_any_precision_to_remove_from_is_negation() -> None:
 def test_without_curvature_or_prior_of_the_base_it_is_refused() -> None:
     method = find_method("gradient_matching")
     with pytest.raises(ValueError, match="base_fisher or prior_precision"):
-        method.needs(made(method.params, 1, prior_precision=0), frozenset({Need.CURVATURE}))
-    needs = method.needs(made(method.params, 1, prior_precision=0.1), frozenset({Need.CURVATURE}))
-    assert needs == {Need.BASE, Need.DELTAS, Need.CURVATURE}
+        method.needs(made(method.params, 1, prior_precision=0), frozenset({Input.CURVATURE}))
+    needs = method.needs(made(method.params, 1, prior_precision=0.1), frozenset({Input.CURVATURE}))
+    assert needs == {Input.BASE, Input.DELTAS, Input.CURVATURE}
 
 
 def test_gradients_are_read_only_where_the_anchor_asks_for_them() -> None:
     method = find_method("gradient_matching")
-    usual = {Need.BASE, Need.DELTAS, Need.CURVATURE, Need.BASE_CURVATURE}
-    given = frozenset({Need.BASE_CURVATURE, Need.GRADIENTS})
+    usual = {Input.BASE, Input.DELTAS, Input.CURVATURE, Input.BASE_CURVATURE}
+    given = frozenset({Input.BASE_CURVATURE, Input.GRADIENTS})
     for anchor in ("base", "none"):
         assert method.needs(made(method.params, 1, anchor=anchor), given) == usual
     for anchor in ("measured", "auto"):
-        assert method.needs(made(method.params, 1, anchor=anchor), given) == usual | {Need.GRADIENTS}
+        assert method.needs(made(method.params, 1, anchor=anchor), given) == usual | {Input.GRADIENTS}
     # Only one of them insists.
-    given = frozenset({Need.BASE_CURVATURE})
+    given = frozenset({Input.BASE_CURVATURE})
     assert method.needs(made(method.params, 1, anchor="auto"), given) == usual
-    assert method.needs(made(method.params, 1, anchor="measured"), given) == usual | {Need.GRADIENTS}
+    assert method.needs(made(method.params, 1, anchor="measured"), given) == usual | {Input.GRADIENTS}
 
 
 def test_curvatures_of_any_scale_that_float32_holds_are_merged() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merge_cli.methods import find_method, find_step
-from merge_cli.methods.contract import Need
+from merge_cli.methods.contract import Input
 from tests import oracle
 from tests.methods.support import Inputs, Setup, assert_close, bits, family, made, merged, merged_model, run, stepped
 
@@ -22,7 +22,7 @@ TASK_VECTOR_METHODS = ["task_arithmetic", "ties", "dare_linear", "dare_ties"]
 SEEDS = [0, 1, 2]
 
 
-def random_family(seed: int, n: int = 3, numel: int = 60, **changes: Any) -> dict[Need, Tensor]:
+def random_family(seed: int, n: int = 3, numel: int = 60, **changes: Any) -> dict[Input, Tensor]:
     """Return a base, models near it, and positive Fisher diagonals."""
     rng = np.random.default_rng(seed)
     base = rng.normal(size=numel)
@@ -34,7 +34,7 @@ def random_family(seed: int, n: int = 3, numel: int = 60, **changes: Any) -> dic
     return family(**{**inputs, **changes})
 
 
-def rows(inputs: Inputs, need: Need = Need.MODELS) -> list[list[float]]:
+def rows(inputs: Inputs, need: Input = Input.MODELS) -> list[list[float]]:
     return inputs[need].double().tolist()
 
 
@@ -48,13 +48,13 @@ def equal_weights(n: int, value: float = 1.0) -> tuple[float, ...]:
 @pytest.mark.parametrize("method", TASK_VECTOR_METHODS)
 def test_scale_zero_returns_the_base_exactly(method: str) -> None:
     inputs = random_family(0)
-    assert torch.equal(merged(method, inputs, weight=(1, 2, -1), scale=0), inputs[Need.BASE])
+    assert torch.equal(merged(method, inputs, weight=(1, 2, -1), scale=0), inputs[Input.BASE])
 
 
 @pytest.mark.parametrize("method", TASK_VECTOR_METHODS)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_models_that_are_the_base_return_it_exactly(method: str, normalize: bool) -> None:
-    base = random_family(0)[Need.BASE]
+    base = random_family(0)[Input.BASE]
     inputs = family(base=base, models=base.repeat(3, 1))
     assert torch.equal(merged(method, inputs, weight=(1, 2, -1), normalize=normalize), base)
 
@@ -62,7 +62,7 @@ def test_models_that_are_the_base_return_it_exactly(method: str, normalize: bool
 @pytest.mark.parametrize("method", ["linear", "fisher"])
 @pytest.mark.parametrize("weight", [(1, 1, 1), (0.2, 3, 0.7)])
 def test_an_average_of_identical_models_is_that_model(method: str, weight: tuple[float, ...]) -> None:
-    model = random_family(0)[Need.MODELS][0]
+    model = random_family(0)[Input.MODELS][0]
     inputs = random_family(1, models=model.repeat(3, 1))
     assert_close(merged(method, inputs, weight=weight), model)
 
@@ -83,15 +83,15 @@ def test_the_order_of_the_models_does_not_matter(method: str) -> None:
 def test_averages_lie_between_the_smallest_and_the_largest_model(method: str, seed: int) -> None:
     inputs = random_family(seed)
     result = merged(method, inputs, weight=(0.5, 1.0, 2.0))
-    assert bool((result >= inputs[Need.MODELS].min(dim=0).values - 1e-6).all())
-    assert bool((result <= inputs[Need.MODELS].max(dim=0).values + 1e-6).all())
+    assert bool((result >= inputs[Input.MODELS].min(dim=0).values - 1e-6).all())
+    assert bool((result <= inputs[Input.MODELS].max(dim=0).values + 1e-6).all())
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ties_lies_between_the_smallest_and_the_largest_entry_that_agrees(seed: int) -> None:
     inputs = random_family(seed, base=np.zeros(60))
     result = merged("ties", inputs, weight=equal_weights(3), density=equal_weights(3, 0.5), zero_sum="none").tolist()
-    deltas = rows(inputs, Need.DELTAS)
+    deltas = rows(inputs, Input.DELTAS)
     kept = [list(delta["x"]) for delta in oracle.keep_largest([{"x": d} for d in deltas], [0.5] * 3, scope="tensor")]
     for j, value in enumerate(result):
         agreeing = [row[j] for row in kept if row[j] * value > 0]
@@ -103,15 +103,15 @@ def test_ties_lies_between_the_smallest_and_the_largest_entry_that_agrees(seed: 
 @pytest.mark.parametrize("method", ["linear", "fisher"])
 def test_averages_do_not_read_the_base_and_shift_with_their_models(method: str) -> None:
     found = find_method(method)
-    assert Need.BASE not in found.needs(made(found.params, 3, weight=(1, 2, 3)), frozenset(Need))
+    assert Input.BASE not in found.needs(made(found.params, 3, weight=(1, 2, 3)), frozenset(Input))
     inputs = random_family(0)
-    shifted = {**inputs, Need.MODELS: inputs[Need.MODELS] + 5}
+    shifted = {**inputs, Input.MODELS: inputs[Input.MODELS] + 5}
     assert_close(merged(method, shifted, weight=(1, 2, 3)), merged(method, inputs, weight=(1, 2, 3)) + 5)
 
 
 def test_task_arithmetic_takes_the_base_with_one_minus_scale_times_the_sum_of_the_weights() -> None:
     inputs = random_family(0)
-    moved = family(base=inputs[Need.BASE] + 1, models=inputs[Need.MODELS])
+    moved = family(base=inputs[Input.BASE] + 1, models=inputs[Input.MODELS])
     weight, scale = (0.5, 1.0, -0.25), 0.8
     difference = merged("task_arithmetic", moved, weight=weight, scale=scale) - merged(
         "task_arithmetic", inputs, weight=weight, scale=scale
@@ -164,7 +164,7 @@ def test_task_arithmetic_with_scale_one_over_n_is_the_average() -> None:
 
 def test_task_arithmetic_of_one_model_is_that_model() -> None:
     inputs = random_family(0, n=1)
-    assert_close(merged("task_arithmetic", inputs, weight=(1,)), inputs[Need.MODELS][0])
+    assert_close(merged("task_arithmetic", inputs, weight=(1,)), inputs[Input.MODELS][0])
 
 
 def test_task_arithmetic_is_linear_in_weights() -> None:
@@ -174,7 +174,7 @@ def test_task_arithmetic_is_linear_in_weights() -> None:
     assert_close(
         merged("task_arithmetic", inputs, weight=first)
         + merged("task_arithmetic", inputs, weight=second)
-        - inputs[Need.BASE],
+        - inputs[Input.BASE],
         merged("task_arithmetic", inputs, weight=both),
     )
 
@@ -182,17 +182,17 @@ def test_task_arithmetic_is_linear_in_weights() -> None:
 def test_a_task_added_and_then_forgotten_leaves_the_base() -> None:
     inputs = random_family(0, n=1)
     learned = merged("task_arithmetic", inputs, weight=(0.7,))
-    task = inputs[Need.DELTAS][0]
+    task = inputs[Input.DELTAS][0]
     forgotten = merged("task_arithmetic", family(base=learned, models=(learned + task)[None]), weight=(-0.7,))
-    assert_close(forgotten, inputs[Need.BASE])
+    assert_close(forgotten, inputs[Input.BASE])
 
 
 def test_an_analogy_with_equal_terms_is_the_third_task() -> None:
     # A is to B as C is to D: τ_C + (τ_B - τ_A), and A = B.
     inputs = random_family(0, n=2)
-    same, other = inputs[Need.MODELS]
+    same, other = inputs[Input.MODELS]
     analogy = merged(
-        "task_arithmetic", family(base=inputs[Need.BASE], models=torch.stack([same, same, other])), weight=(-1, 1, 1)
+        "task_arithmetic", family(base=inputs[Input.BASE], models=torch.stack([same, same, other])), weight=(-1, 1, 1)
     )
     assert_close(analogy, other)
 
@@ -246,8 +246,8 @@ def test_the_base_takes_part_with_weight_one_where_it_is_asked_to() -> None:
 @pytest.mark.parametrize("normalize_fisher", [True, False])
 def test_equal_fishers_give_the_weighted_average(normalize_fisher: bool) -> None:
     inputs = random_family(0)
-    same = {**inputs, Need.FISHER: inputs[Need.FISHER][:1].repeat(3, 1)}
-    ones = {**inputs, Need.FISHER: torch.ones(3, 60)}
+    same = {**inputs, Input.FISHER: inputs[Input.FISHER][:1].repeat(3, 1)}
+    ones = {**inputs, Input.FISHER: torch.ones(3, 60)}
     average = merged("linear", inputs, weight=(1, 2, 4))
     assert_close(merged("fisher", same, weight=(1, 2, 4), normalize_fisher=normalize_fisher), average)
     assert_close(merged("fisher", ones, weight=(1, 2, 4), normalize_fisher=normalize_fisher), average)
@@ -259,7 +259,7 @@ def test_a_factor_common_to_all_fishers_or_all_weights_cancels(factor: float, no
     inputs = random_family(0)
     options = {"normalize_fisher": normalize_fisher}
     expected = merged("fisher", inputs, weight=(1, 2, 4), **options)
-    scaled = {**inputs, Need.FISHER: inputs[Need.FISHER] * factor}
+    scaled = {**inputs, Input.FISHER: inputs[Input.FISHER] * factor}
     assert_close(merged("fisher", scaled, weight=(1, 2, 4), **options), expected)
     assert_close(merged("fisher", inputs, weight=(factor, 2 * factor, 4 * factor), **options), expected)
 
@@ -267,7 +267,7 @@ def test_a_factor_common_to_all_fishers_or_all_weights_cancels(factor: float, no
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
 def test_a_factor_of_one_fisher_cancels_with_normalisation_only(factor: float) -> None:
     inputs = random_family(0)
-    scaled = {**inputs, Need.FISHER: inputs[Need.FISHER] * torch.tensor([[factor], [1], [1]])}
+    scaled = {**inputs, Input.FISHER: inputs[Input.FISHER] * torch.tensor([[factor], [1], [1]])}
     assert_close(merged("fisher", scaled), merged("fisher", inputs))
     plain = merged("fisher", inputs, normalize_fisher=False)
     assert not torch.allclose(merged("fisher", scaled, normalize_fisher=False), plain, atol=0.01)
@@ -277,20 +277,20 @@ def test_a_factor_of_one_fisher_cancels_with_normalisation_only(factor: float) -
 def test_a_fisher_that_dominates_returns_its_model(winner: int) -> None:
     inputs = random_family(0)
     factors = torch.tensor([[1e12] if i == winner else [1.0] for i in range(3)])
-    result = merged("fisher", {**inputs, Need.FISHER: inputs[Need.FISHER] * factors}, normalize_fisher=False)
-    assert_close(result, inputs[Need.MODELS][winner], rtol=1e-6, atol=1e-6)
+    result = merged("fisher", {**inputs, Input.FISHER: inputs[Input.FISHER] * factors}, normalize_fisher=False)
+    assert_close(result, inputs[Input.MODELS][winner], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("favour", [0, 1, 2])
 @pytest.mark.parametrize("normalize_fisher", [True, False])
 def test_where_every_fisher_is_zero_the_favoured_model_is_returned_exactly(favour: int, normalize_fisher: bool) -> None:
     inputs = random_family(0)
-    inputs[Need.FISHER][:, 10:20] = 0
+    inputs[Input.FISHER][:, 10:20] = 0
     result = merged("fisher", inputs, favour=favour, normalize_fisher=normalize_fisher)
-    assert torch.equal(result[10:20], inputs[Need.MODELS][favour][10:20])
-    nothing = {**inputs, Need.FISHER: torch.zeros(3, 60)}
+    assert torch.equal(result[10:20], inputs[Input.MODELS][favour][10:20])
+    nothing = {**inputs, Input.FISHER: torch.zeros(3, 60)}
     assert torch.equal(
-        merged("fisher", nothing, favour=favour, normalize_fisher=normalize_fisher), inputs[Need.MODELS][favour]
+        merged("fisher", nothing, favour=favour, normalize_fisher=normalize_fisher), inputs[Input.MODELS][favour]
     )
 
 
@@ -349,9 +349,9 @@ def test_a_model_whose_fisher_is_zero_everywhere_has_no_say_where_another_was_me
 @pytest.mark.parametrize("chosen", [0, 1, 2])
 def test_one_weight_alone_returns_its_model_wherever_its_floored_fisher_is_positive(chosen: int) -> None:
     inputs = random_family(0)
-    inputs[Need.FISHER][chosen, :5] = 0  # floored, as another model has some there
+    inputs[Input.FISHER][chosen, :5] = 0  # floored, as another model has some there
     weight = tuple(float(i == chosen) for i in range(3))
-    assert_close(merged("fisher", inputs, weight=weight), inputs[Need.MODELS][chosen])
+    assert_close(merged("fisher", inputs, weight=weight), inputs[Input.MODELS][chosen])
 
 
 def regression(seed: int, *, orthogonal: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -405,8 +405,8 @@ def top(delta: Tensor, density: float) -> Tensor:
 
 def ties_vector(inputs: Inputs, **values: Any) -> Tensor:
     """Return the merged task vector alone: TIES on a base of zeros, where nothing is rounded away."""
-    n = len(inputs[Need.DELTAS])
-    bare = {**inputs, Need.BASE: torch.zeros_like(inputs[Need.BASE])}
+    n = len(inputs[Input.DELTAS])
+    bare = {**inputs, Input.BASE: torch.zeros_like(inputs[Input.BASE])}
     density = equal_weights(n, values.pop("k", 1.0))
     return merged("ties", bare, weight=values.pop("weight", equal_weights(n)), density=density, **PAPER, **values)
 
@@ -434,7 +434,7 @@ def test_ties_weights_enter_before_the_election_and_divide_the_result() -> None:
 def test_ties_of_one_model_adds_its_largest_entries(density: float) -> None:
     inputs = random_family(0, n=1)
     result = merged("ties", inputs, weight=(1,), density=(density,), scale=0.7)
-    assert_close(result, inputs[Need.BASE] + 0.7 * top(inputs[Need.DELTAS][0], density))
+    assert_close(result, inputs[Input.BASE] + 0.7 * top(inputs[Input.DELTAS][0], density))
 
 
 def test_ties_of_one_whole_model_is_task_arithmetic() -> None:
@@ -446,7 +446,7 @@ def test_ties_of_one_whole_model_is_task_arithmetic() -> None:
 
 def test_ties_without_trimming_or_conflict_is_task_arithmetic() -> None:
     inputs = random_family(0)
-    inputs = family(base=inputs[Need.BASE], models=inputs[Need.BASE] + inputs[Need.DELTAS].abs())
+    inputs = family(base=inputs[Input.BASE], models=inputs[Input.BASE] + inputs[Input.DELTAS].abs())
     weight = equal_weights(3)
     mean, total = (merged("task_arithmetic", inputs, weight=weight, scale=scale) for scale in (0.9 / 3, 0.9))
     assert_close(merged("ties", inputs, weight=weight, scale=0.9), mean)
@@ -455,9 +455,9 @@ def test_ties_without_trimming_or_conflict_is_task_arithmetic() -> None:
 
 @pytest.mark.parametrize("n", [2, 5])
 def test_ties_of_identical_models_is_one_of_them_trimmed(n: int) -> None:
-    base, delta = random_family(0, n=1)[Need.BASE], random_family(0, n=1)[Need.DELTAS][0]
+    base, delta = random_family(0, n=1)[Input.BASE], random_family(0, n=1)[Input.DELTAS][0]
     inputs = family(base=base, models=(base + delta).repeat(n, 1))
-    kept = top(inputs[Need.DELTAS][0], 0.3)
+    kept = top(inputs[Input.DELTAS][0], 0.3)
     assert_close(ties_vector(inputs, k=0.3), kept)
     assert_close(ties_vector(inputs, k=0.3, normalize=False), n * kept)
 
@@ -474,7 +474,7 @@ def test_ties_of_two_models_decides_each_element_by_itself() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ties_is_nowhere_smaller_than_the_mean_of_the_trimmed_task_vectors(seed: int) -> None:
     inputs = random_family(seed, base=np.zeros(60))
-    trimmed = torch.stack([top(delta, 0.5) for delta in inputs[Need.DELTAS]])
+    trimmed = torch.stack([top(delta, 0.5) for delta in inputs[Input.DELTAS]])
     result, mean = ties_vector(inputs, k=0.5), trimmed.mean(dim=0)
     assert bool((result.abs() >= mean.abs() - 1e-7).all())
     elected = trimmed.sum(dim=0).sign()
@@ -489,7 +489,7 @@ def test_ties_is_odd_and_homogeneous(seed: int, normalize: bool) -> None:
     inputs = random_family(seed)
 
     def of(factor: float) -> Tensor:
-        deltas = {**inputs, Need.DELTAS: factor * inputs[Need.DELTAS]}
+        deltas = {**inputs, Input.DELTAS: factor * inputs[Input.DELTAS]}
         return ties_vector(deltas, k=0.4, normalize=normalize)
 
     assert torch.equal(of(-1), -of(1))
@@ -508,7 +508,7 @@ def test_electing_plus_for_zero_sums_breaks_oddness_at_exact_cancellations_only(
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ties_has_the_elected_sign_wherever_one_is_elected(seed: int) -> None:
     inputs = random_family(seed)
-    trimmed = torch.stack([top(delta, 0.3) for delta in inputs[Need.DELTAS]])
+    trimmed = torch.stack([top(delta, 0.3) for delta in inputs[Input.DELTAS]])
     result = ties_vector(inputs, k=0.3)
     assert torch.equal(result.sign(), trimmed.sum(dim=0).sign())
     # It is zero wherever all were trimmed.
@@ -519,7 +519,7 @@ def test_trimming_what_is_trimmed_changes_nothing() -> None:
     inputs = random_family(0)
     once = stepped("keep_largest", inputs, density=0.3)
     twice = stepped("keep_largest", once, density=0.3)
-    assert torch.equal(once[Need.DELTAS], twice[Need.DELTAS])
+    assert torch.equal(once[Input.DELTAS], twice[Input.DELTAS])
 
 
 @pytest.mark.parametrize("numel", [1, 7, 100, 999])
@@ -601,7 +601,7 @@ def test_splitting_a_tensor_changes_what_is_trimmed_per_tensor_and_not_over_the_
 
 def test_dare_without_dropping_changes_no_bit() -> None:
     inputs = random_family(0)
-    assert bits(stepped("dare", inputs, drop_rate=0)[Need.DELTAS]) == bits(inputs[Need.DELTAS])
+    assert bits(stepped("dare", inputs, drop_rate=0)[Input.DELTAS]) == bits(inputs[Input.DELTAS])
     for rescale in (True, False, "l1"):
         values = {"weight": (1, 2, -1), "scale": 0.7}
         dropped = merged("dare_linear", inputs, density=(1, 1, 1), rescale=rescale, **values)
@@ -616,7 +616,7 @@ def test_dare_without_dropping_changes_no_bit() -> None:
 def test_dare_that_drops_everything_returns_the_base(method: str, rescale: bool | str, normalize: bool) -> None:
     inputs = random_family(0)
     result = merged(method, inputs, weight=(1, 2, 3), density=(0, 0, 0), rescale=rescale, normalize=normalize)
-    assert bits(result) == bits(inputs[Need.BASE])
+    assert bits(result) == bits(inputs[Input.BASE])
 
 
 @pytest.mark.parametrize("drop_rate", [0.1, 0.5, 0.9, 0.99])
@@ -624,7 +624,7 @@ def test_survivors_of_dare_are_divided_by_the_probability_of_keeping_to_one_unit
     drop_rate: float,
 ) -> None:
     inputs = random_family(0, n=1, numel=2000)
-    delta, dropped = inputs[Need.DELTAS][0], stepped("dare", inputs, drop_rate=drop_rate)[Need.DELTAS][0]
+    delta, dropped = inputs[Input.DELTAS][0], stepped("dare", inputs, drop_rate=drop_rate)[Input.DELTAS][0]
     kept = dropped != 0
     assert 0 < int(kept.sum()) < 2000
     exact = (delta.double() / (1 - drop_rate)).float()
@@ -638,8 +638,8 @@ def test_the_base_is_bit_identical_where_dare_drops(method: str) -> None:
     result = merged(method, inputs, weight=(1,), density=(0.4,))
     dropped = torch.tensor(oracle.keep_mask((0, 0, 0, "tensor"), 60, 0.4)) == 0
     assert 20 < int(dropped.sum()) < 50
-    assert bits(result[dropped]) == bits(inputs[Need.BASE][dropped])
-    assert bool((result != inputs[Need.BASE])[~dropped].all())
+    assert bits(result[dropped]) == bits(inputs[Input.BASE][dropped])
+    assert bool((result != inputs[Input.BASE])[~dropped].all())
 
 
 def kept_by(drop_rate: float, *, seed: int = 0, name: str = "tensor", models: int = 1, numel: int = 40_000) -> Tensor:
@@ -675,7 +675,7 @@ def repeated(method: str, inputs: Inputs, count: int, **values: Any) -> Tensor:
 def test_the_mean_of_dare_over_seeds_approaches_the_task_vector_at_the_predicted_rate() -> None:
     drop_rate, count = 0.6, 150
     inputs = random_family(0, n=1, numel=800, base=np.zeros(800))
-    delta = inputs[Need.DELTAS][0].double()
+    delta = inputs[Input.DELTAS][0].double()
     drawn = repeated("dare_linear", inputs, count, weight=(1,), density=(1 - drop_rate,))
     error = float((drawn.mean(dim=0) - delta).norm() / delta.norm())
     assert error == pytest.approx(math.sqrt(drop_rate / ((1 - drop_rate) * count)), rel=0.15)
@@ -699,7 +699,7 @@ def test_dare_with_task_arithmetic_or_averaging_has_no_bias(scale: float) -> Non
     inputs = random_family(0, numel=numel, base=np.zeros(numel))
     expected = merged("task_arithmetic", inputs, weight=(1, 1, 1), scale=scale).double()
     drawn = repeated("dare_linear", inputs, count, weight=(1, 1, 1), density=equal_weights(3, density), scale=scale)
-    variance = scale**2 * (1 - density) / density * inputs[Need.DELTAS].double().square().sum(dim=0)
+    variance = scale**2 * (1 - density) / density * inputs[Input.DELTAS].double().square().sum(dim=0)
     scores = (drawn.mean(dim=0) - expected) / (variance / count).sqrt()
     # Standard normal, all of them: squares average to one, and the mean to zero.
     assert float(scores.square().mean()) == pytest.approx(1, abs=4 * math.sqrt(2 / numel))
@@ -740,7 +740,7 @@ def test_rescaling_by_the_l1_norm_keeps_it_for_every_tensor(density: float) -> N
     }
     result = merged_model("dare_linear", tensors, weight=(1,), density=(density,), rescale="l1")
     for name, inputs in tensors.items():
-        assert_close(result[name].abs().sum(), inputs[Need.DELTAS].abs().sum())
+        assert_close(result[name].abs().sum(), inputs[Input.DELTAS].abs().sum())
         kept = torch.tensor(oracle.keep_mask((0, 0, 0, name), len(result[name]), density))
         assert torch.equal((result[name] != 0).int(), kept.int())
 

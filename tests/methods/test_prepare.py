@@ -9,7 +9,7 @@ import torch
 
 from merge_cli.kernels import GRAIN
 from merge_cli.methods import find_method, find_step
-from merge_cli.methods.contract import Block, Masks, Need
+from merge_cli.methods.contract import Block, Input, Masks
 from merge_cli.methods.prepare import keep_largest
 from merge_cli.methods.prepare.dare import DareParams, dare
 from tests import oracle
@@ -19,7 +19,7 @@ BASE = [0, 0, 0, 0]
 
 
 def deltas_after(step: str, models: list[list[float]], **values: object) -> list[list[float]]:
-    return stepped(step, family(base=BASE, models=models), **values)[Need.DELTAS].tolist()
+    return stepped(step, family(base=BASE, models=models), **values)[Input.DELTAS].tolist()
 
 
 def test_the_largest_entries_of_every_model_are_kept() -> None:
@@ -71,14 +71,14 @@ def test_dare_before_ties_is_the_paper_s_combination() -> None:
     step, method = find_step("dare"), find_method("ties")
     dropped = {
         **inputs,
-        Need.DELTAS: run(step, made(step.params, 3, drop_rate=0.5), {"tensor": inputs}).tensors["tensor"],
+        Input.DELTAS: run(step, made(step.params, 3, drop_rate=0.5), {"tensor": inputs}).tensors["tensor"],
     }
     params = made(method.params, 3, weight=(1, 1, 1), density=(0.2, 0.2, 0.2))
     result = run(method, params, {"tensor": dropped}).tensors["tensor"]
     masks = [oracle.keep_mask((0, 0, model, "tensor"), 300, 0.5) for model in range(3)]
-    deltas = oracle.dare(inputs[Need.DELTAS].tolist(), masks, [0.5] * 3)
+    deltas = oracle.dare(inputs[Input.DELTAS].tolist(), masks, [0.5] * 3)
     expected = oracle.ties(
-        {"tensor": inputs[Need.BASE].tolist()}, [{"tensor": delta} for delta in deltas], [1] * 3, [0.2] * 3
+        {"tensor": inputs[Input.BASE].tolist()}, [{"tensor": delta} for delta in deltas], [1] * 3, [0.2] * 3
     )
     assert_close(result, expected["tensor"])
 
@@ -109,7 +109,7 @@ def test_thresholds_are_those_of_sorting() -> None:
         for name in tensors:
             vectors = tensors.values() if trim == "model" else [tensors[name]]
             for model in range(2):
-                everything = [x for inputs in vectors for x in inputs[Need.DELTAS][model].tolist()]
+                everything = [x for inputs in vectors for x in inputs[Input.DELTAS][model].tolist()]
                 assert found[name][model] == oracle.threshold(everything, density[model])
 
 
@@ -121,7 +121,7 @@ def test_nothing_is_searched_where_everything_or_nothing_is_kept() -> None:
 
 
 def small(numbers: list[float], seed: int) -> Block:
-    rows = {Need.DELTAS: torch.tensor([numbers])}
+    rows = {Input.DELTAS: torch.tensor([numbers])}
     return Block(rows, Masks(seed, 0, "w", 1, 0, len(numbers)))
 
 

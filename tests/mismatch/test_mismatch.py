@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from merge_cli import CheckpointError, RecipeError, build_plan
 from merge_cli.fisher import Columns, FisherSettings, Source
-from merge_cli.mismatch import Measured, measure_mismatch
+from merge_cli.mismatch import MeasuredMismatch, measure_mismatch
 from merge_cli.mismatch.measuring import columns_of
 from merge_cli.report import mismatch_report
 from tests.checkpoints import recipe_over, write_checkpoint
@@ -71,7 +71,7 @@ class Family:
         tensors["classifier.bias"].copy_(torch.tensor(bias))
         save_file(tensors, self.folder / name / "model.safetensors", metadata={"format": "pt"})
 
-    def measure(self, weights: tuple[float, float], **more: Any) -> Measured:
+    def measure(self, weights: tuple[float, float], **more: Any) -> MeasuredMismatch:
         models = [
             {"model": f"./expert-{i}", "fisher": f"./fisher-{i}", "parameters": {"weight": weights[i - 1]}}
             for i in (1, 2)
@@ -214,7 +214,7 @@ class Heads:
                 folder / f"fisher-{i}", {name: value.square() for name, value in tensors.items()}, metadata=said
             )
 
-    def measure(self, data: list[str] | None = None, **more: Any) -> Measured:
+    def measure(self, data: list[str] | None = None, **more: Any) -> MeasuredMismatch:
         models = [{"model": f"./expert-{i}", "fisher": f"./fisher-{i}"} for i in (1, 2)]
         content = {
             "merge_method": "gradient_matching", "base_model": "./base", "models": models,

@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 
 from merge_cli.errors import ResourceError
 from merge_cli.kernels import GRAIN
-from merge_cli.methods.contract import Need, Scope
+from merge_cli.methods.contract import Input, Scope
 from merge_cli.plan.blocks import Blocks, block_numel, bytes_per_element, choose_blocks, unit_of
 
-NEEDS = st.frozensets(st.sampled_from(list(Need)), min_size=1)
-ROWS_PER_MODEL = {Need.MODELS, Need.DELTAS, Need.FISHER, Need.CURVATURE, Need.GRADIENTS}
+NEEDS = st.frozensets(st.sampled_from(list(Input)), min_size=1)
+ROWS_PER_MODEL = {Input.MODELS, Input.DELTAS, Input.FISHER, Input.CURVATURE, Input.GRADIENTS}
 
 
 def choose(
     memory: int, *, threads: int = 1, scope: Scope = Scope.ELEMENT, row: int = 1000, tensor: int = 10**9
 ) -> Blocks:
-    each = bytes_per_element(frozenset({Need.BASE, Need.DELTAS}), 3)
+    each = bytes_per_element(frozenset({Input.BASE, Input.DELTAS}), 3)
     units = [unit_of(scope, (-(-tensor // row), row) if tensor > row else (tensor,))]
     return choose_blocks(each=each, units=units, n=3, memory=memory, threads=threads)
 
@@ -33,7 +33,7 @@ def choose(
     threads=st.integers(1, 256),
 )
 def test_what_is_chosen_never_exceeds_the_budget(
-    needs: frozenset[Need], n: int, scope: Scope, row: int, rows: int, memory: int, threads: int
+    needs: frozenset[Input], n: int, scope: Scope, row: int, rows: int, memory: int, threads: int
 ) -> None:
     tensor = row * rows
 

@@ -15,7 +15,7 @@ MASK = torch.ones(4, 4).tril()[None, None]
 
 
 def names_of(plan: MergePlan) -> set[str]:
-    return {task.place.name for task in plan.tasks}
+    return {task.target.name for task in plan.tasks}
 
 
 @pytest.mark.parametrize("lacking", ["base", "one", "two"])

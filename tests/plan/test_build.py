@@ -32,7 +32,7 @@ def plan(folder: Path, recipe: dict[str, Any], **options: Any) -> MergePlan:
 
 
 def dtypes(found: MergePlan) -> set[str]:
-    return {task.place.dtype.torch_name for task in found.tasks}
+    return {task.target.dtype.torch_name for task in found.tasks}
 
 
 # --- dtypes and configuration -----------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_what_is_read_and_written_is_known(tmp_path: Path) -> None:
     family(tmp_path, base=F32, one=BF16, two=F32)
     found = plan(tmp_path, content(dtype="float16"))
     assert found.read_bytes == 19 * (4 + 2 + 4)
-    assert sum(task.place.nbytes for task in found.tasks) == 19 * 2
+    assert sum(task.target.nbytes for task in found.tasks) == 19 * 2
     assert found.written_bytes == sum(shard.size for shard in found.layout.shards)
     assert (found.n, len(found.merged), len(found.layout.shards)) == (2, 2, 1)
 
@@ -248,7 +248,7 @@ def test_checkpoints_of_a_hundred_thousand_tensors_are_planned(tmp_path: Path) -
     assert len(found.merged) == 100_000
     assert len(found.layout.shards) == 40
     assert len(found.digest) == 64
-    last = {task.place.name: task.params for task in found.merged}["layers.1999.experts.7.w"]
+    last = {task.target.name: task.params for task in found.merged}["layers.1999.experts.7.w"]
     assert last is not None
     assert last.weight == (1,)  # type: ignore[attr-defined]
 

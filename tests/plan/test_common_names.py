@@ -39,7 +39,7 @@ def old(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
 
 def inputs_of(plan: MergePlan, name: str) -> list[str]:
     """Return the names that the files have for what becomes one tensor: in the base, then in the models."""
-    task = next(task for task in plan.tasks if task.place.name == name)
+    task = next(task for task in plan.tasks if task.target.name == name)
     assert task.base is not None
     return [tensor.name for tensor in (task.base, *task.models)]
 

@@ -163,7 +163,7 @@ def test_a_fisher_of_another_shape_or_kind_is_refused(folder: Path, wrong: torch
 def test_a_tensor_without_a_fisher_may_be_excluded(folder: Path) -> None:
     write_checkpoint(folder / "half", {"w": [1.0, 2.0]}, config=None)
     found = plan(folder, "fisher", [{**model("one"), "fisher": "half"}], exclude=["v"])
-    assert [task.place.name for task in found.merged] == ["w"]
+    assert [task.target.name for task in found.merged] == ["w"]
 
 
 @pytest.mark.parametrize("prior", ["NaN", "Infinity", "-1", "1e39", "true", '"1"', "null", "1" + "0" * 400])

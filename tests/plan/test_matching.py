@@ -32,12 +32,12 @@ def refused(kind: type[Exception], folder: Path, checkpoints: dict[str, dict[str
 
 
 def merged(plan: MergePlan) -> list[str]:
-    return [task.place.name for task in plan.tasks if task.copied is None]
+    return [task.target.name for task in plan.tasks if task.copied is None]
 
 
 def copied(plan: MergePlan) -> dict[str, str]:
     """Return name -> the folder it is copied from."""
-    return {task.place.name: task.copied.file.parent.name for task in plan.tasks if task.copied is not None}
+    return {task.target.name: task.copied.file.parent.name for task in plan.tasks if task.copied is not None}
 
 
 def test_tensors_are_merged_in_the_order_in_which_the_base_holds_them(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_excluded_tensors_may_be_copied_from_a_model_or_left_out(tmp_path: Path)
     )
     assert merged(plan) == ["a.w"]
     assert copied(plan) == {"head.w": "one", "head.b": "one"}
-    assert {task.place.name: task.place.shape for task in plan.tasks}["head.w"] == (7, 3)
+    assert {task.target.name: task.target.shape for task in plan.tasks}["head.w"] == (7, 3)
     assert "1 tensor left out, as the recipe says" in plan.notes
 
 
@@ -172,7 +172,7 @@ def test_integers_and_booleans_are_copied_from_the_base(tmp_path: Path) -> None:
     tensors = {"w": W, "ids": integers, "flags": flags}
     plan = planned(tmp_path, {"base": tensors, "one": {**tensors, "ids": integers + 1}}, dtype="bfloat16")
     assert copied(plan) == {"ids": "base", "flags": "base"}
-    assert {task.place.name: task.place.dtype.value for task in plan.tasks} == {
+    assert {task.target.name: task.target.dtype.value for task in plan.tasks} == {
         "ids": "I64",
         "flags": "BOOL",
         "w": "BF16",

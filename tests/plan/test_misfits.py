@@ -48,7 +48,7 @@ def pasted(folder: Path, checkpoints: Mapping[str, Mapping[str, Tensor]], more: 
 
 
 def copied(plan: MergePlan) -> dict[str, str]:
-    return {task.place.name: task.copied.file.parent.name for task in plan.tasks if task.copied is not None}
+    return {task.target.name: task.copied.file.parent.name for task in plan.tasks if task.copied is not None}
 
 
 def test_five_tensors_are_named_and_the_rest_counted(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_what_the_recipe_excludes_already_stays_in_the_block(tmp_path: Path) -> 
     said, plan = pasted(tmp_path, checkpoints, more)
     assert "put this in place of its exclude" in said
     assert copied(plan) == {"old": "a", "it's": "base", "new.x": "a", "new.y": "a"}
-    assert "gone" not in {task.place.name for task in plan.tasks}
+    assert "gone" not in {task.target.name for task in plan.tasks}
 
 
 def test_names_with_signs_of_patterns_and_quotes_are_covered_too(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def resolved(folder: Path, method: str, models: list[dict[str, Any]], **paramete
     """Return tensor -> its parameters."""
     content = {"merge_method": method, "base_model": "base", "models": models, "parameters": parameters}
     plan = build_plan(recipe_over(folder, content))
-    return {task.place.name: task.params for task in plan.merged}
+    return {task.target.name: task.params for task in plan.merged}
 
 
 def entry(name: str, **parameters: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from merge_cli.checkpoint import Files
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.run import merge
-from merge_cli.stream import diagnose, examined
+from merge_cli.stream import diagnose, with_sample_warnings
 from merge_cli.stream.forking import can_fork
 from tests.checkpoints import recipe_over, write_checkpoint
 
@@ -103,10 +103,10 @@ def test_an_input_that_changes_while_it_is_read_ends_the_merge_without_an_output
     change: Callable[[Path], None], after: int, tmp_path: Path
 ) -> None:
     # Looked at before: that reads too, and opens the files for itself.
-    planned, path = examined(plan(tmp_path)), tmp_path / "one" / "model.safetensors"
+    planned, path = with_sample_warnings(plan(tmp_path)), tmp_path / "one" / "model.safetensors"
     before = [each.name for each in tmp_path.iterdir()]
     with pytest.raises(CheckpointError) as caught:
-        merge(planned, tmp_path / "out", sync=False, files=Changing(lambda: change(path), after))
+        merge(planned, tmp_path / "out", sync=False, files=Changing(lambda: change(path), after), sample_warnings=False)
     assert str(path) in caught.value.message
     assert caught.value.exit_code == 3
     # A file that is gone may come back, with the disk that it is on; a changed one ends the matter.
@@ -145,7 +145,7 @@ def test_a_change_is_seen_too_where_workers_are_processes(change: Callable[[Path
     for name in ("base", "one"):
         write_checkpoint(tmp_path / name, {f"w{i}": torch.zeros(100_000) for i in range(4)})
         os.utime(tmp_path / name / "model.safetensors", (1_000_000_000, 1_000_000_000))
-    planned = examined(build_plan(recipe_over(tmp_path, CONTENT), threads=2, memory=2**21))
+    planned = with_sample_warnings(build_plan(recipe_over(tmp_path, CONTENT), threads=2, memory=2**21))
     path = tmp_path / "one" / "model.safetensors"
 
     def change_once() -> None:
@@ -156,7 +156,9 @@ def test_a_change_is_seen_too_where_workers_are_processes(change: Callable[[Path
 
     assert planned.threads == 2
     with pytest.raises(CheckpointError) as caught:
-        merge(planned, tmp_path / "out", sync=False, processes=True, files=Changing(change_once, 3))
+        merge(
+            planned, tmp_path / "out", sync=False, processes=True, sample_warnings=False, files=Changing(change_once, 3)
+        )
     assert str(path) in caught.value.message
     assert (tmp_path / "changed").exists()
     assert not (tmp_path / "out").exists()

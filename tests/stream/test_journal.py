@@ -11,7 +11,17 @@ import pytest
 
 from merge_cli.checkpoint import Files
 from merge_cli.errors import RecipeError, ResourceError
-from merge_cli.stream.journal import Journal, Past, Record, Tally, boot, distrust, gaps, read_journal, spans_of
+from merge_cli.stream.journal import (
+    Journal,
+    JournalState,
+    Record,
+    Tally,
+    boot_id,
+    drop_unsynced,
+    finished_spans,
+    gaps,
+    read_journal,
+)
 from merge_cli.stream.resume import check_same
 from tests.checkpoint.helpers import EIO, Failing
 
@@ -29,7 +39,7 @@ def line(content: Any) -> bytes:
 
 
 def first(*, of: str | None = None) -> bytes:
-    return line({"format": 3, "boot": boot() if of is None else of, "decisions": DECISIONS})
+    return line({"format": 3, "boot": boot_id() if of is None else of, "decisions": DECISIONS})
 
 
 def written(folder: Path, *lines: bytes) -> Path:
@@ -184,7 +194,7 @@ def test_a_sync_is_due_from_time_to_time(tmp_path: Path) -> None:
 
 def test_a_journal_that_goes_on_holds_what_was_noted_before(tmp_path: Path) -> None:
     path = tmp_path / ".journal"
-    past = Past(DECISIONS, (record("w", 0), record("w", 10)), synced=1)
+    past = JournalState(DECISIONS, (record("w", 0), record("w", 10)), synced=1)
     journal(path, [record("v", 0)], past=past).close()
     found = read_journal(path)
     assert found is not None
@@ -235,7 +245,7 @@ def test_after_a_failure_of_the_device_only_what_was_synced_counts(tmp_path: Pat
     made.synchronise()
     made.record(record("w", 10))
     made.close()
-    distrust(path, Files())
+    drop_unsynced(path, Files())
     assert noted(path) == [("w", 0, 10)]
 
 
@@ -248,11 +258,11 @@ def test_a_journal_that_cannot_be_read_is_an_error_about_the_output(tmp_path: Pa
 
 def test_spans_that_touch_are_joined_in_whatever_order_they_came() -> None:
     records = [record("w", 20), record("v", 5, 3), record("w", 0), record("w", 40, 2), record("w", 10)]
-    assert spans_of(records) == {"v": [(5, 3)], "w": [(0, 30), (40, 2)]}
+    assert finished_spans(records) == {"v": [(5, 3)], "w": [(0, 30), (40, 2)]}
 
 
 def test_a_range_that_was_noted_twice_is_one_span() -> None:
-    assert spans_of([record("w", 0), record("w", 0), record("w", 5, 10), record("w", 1, 2)]) == {"w": [(0, 15)]}
+    assert finished_spans([record("w", 0), record("w", 0), record("w", 5, 10), record("w", 1, 2)]) == {"w": [(0, 15)]}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +281,7 @@ def test_gaps_are_what_no_span_covers(spans: list[tuple[int, int]], numel: int, 
 
 
 def test_the_same_merge_is_not_refused_though_json_has_no_tuples(tmp_path: Path) -> None:
-    check_same(Past(json.loads(json.dumps({"examples": [(1.0, 2.0)]}))), {"examples": [(1.0, 2.0)]}, tmp_path)
+    check_same(JournalState(json.loads(json.dumps({"examples": [(1.0, 2.0)]}))), {"examples": [(1.0, 2.0)]}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +300,7 @@ def test_the_same_merge_is_not_refused_though_json_has_no_tuples(tmp_path: Path)
 def test_another_merge_is_refused_with_what_differs(tmp_path: Path, changed: dict[str, Any], says: str) -> None:
     before = {**DECISIONS, "layout": "1" * 64}
     with pytest.raises(RecipeError) as caught:
-        check_same(Past(before), {**before, **changed}, tmp_path)
+        check_same(JournalState(before), {**before, **changed}, tmp_path)
     assert caught.value.message == f"{tmp_path} holds an unfinished merge that was not this one: {says}"
     assert "--restart" in str(caught.value.hint)
 
@@ -298,4 +308,4 @@ def test_another_merge_is_refused_with_what_differs(tmp_path: Path, changed: dic
 def test_of_many_inputs_that_changed_a_few_are_named(tmp_path: Path) -> None:
     before, now = {"input": dict.fromkeys("abcdef", 1)}, {"input": dict.fromkeys("abcdef", 2)}
     with pytest.raises(RecipeError, match=r": input a, b, c and others changed\n"):
-        check_same(Past(before), now, tmp_path)
+        check_same(JournalState(before), now, tmp_path)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from merge_cli.checkpoint import Files
 from merge_cli.plan import build_plan
-from merge_cli.stream import examined
+from merge_cli.run import merge
+from merge_cli.stream import with_sample_warnings
 from tests.checkpoints import recipe_over, write_checkpoint, write_header
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -35,7 +36,7 @@ def found(folder: Path, *models: str, method: str = "task_arithmetic", weight: f
     if method != "linear":
         content["base_model"] = "base"
     plan = build_plan(recipe_over(folder, content))
-    return list(examined(plan).warnings[len(plan.warnings) :])
+    return list(with_sample_warnings(plan).warnings[len(plan.warnings) :])
 
 
 def random(seed: int, rows: int = 64) -> Tensor:
@@ -223,18 +224,19 @@ def test_little_is_read_of_large_models(tmp_path: Path, models: int) -> None:
     content = {"merge_method": "task_arithmetic", "base_model": "base", "models": entries}
     counting = _Counting()
     plan = build_plan(recipe_over(tmp_path, content))
-    warnings = examined(plan, files=counting).warnings
+    warnings = with_sample_warnings(plan, files=counting).warnings
     assert sum("equals the base" in warning for warning in warnings) == models
     # Two bytes each of a million numbers of the sample, and of 3 · 256 of 2,048 pairs of tensors in the second look.
     assert 0 < counting.nbytes <= 2 * 2**20 + 2 * 3 * 256 * 2 * 2048
 
 
-def test_a_plan_is_looked_at_once(tmp_path: Path) -> None:
+def test_a_plan_that_was_looked_at_before_is_merged_without_looking_again(tmp_path: Path) -> None:
     write(tmp_path, base=ONES, one=ONES)
     content = {"merge_method": "ties", "base_model": "base", "models": [{"model": "one", "parameters": {"weight": 1}}]}
-    once = examined(build_plan(recipe_over(tmp_path, content)))
+    once = with_sample_warnings(build_plan(recipe_over(tmp_path, content)))
     assert len(once.warnings) == 1
-    assert examined(once) is once
+    report = merge(once, tmp_path / "out", sync=False, sample_warnings=False)
+    assert report.warnings == once.warnings
 
 
 # --- what is copied ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from merge_cli.checkpoint import DType
 from merge_cli.checkpoint.header import encode_header
 from merge_cli.errors import ResourceError
 from merge_cli.kernels import GRAIN, weighted_sum
-from merge_cli.methods.contract import Block, Method, Need, Params, Scope
+from merge_cli.methods.contract import Block, Input, Method, Params, Scope
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.run import merge
 from tests.checkpoints import read_checkpoint, recipe_over, write_checkpoint
@@ -59,7 +59,7 @@ def method(merge: Any, scope: Any) -> Method:
     return Method(
         merge=merge,
         params=Nothing,
-        needs=lambda params, given: frozenset({Need.MODELS}),
+        needs=lambda params, given: frozenset({Input.MODELS}),
         summary="for a test",
         equation="none",
         source="a test",
@@ -109,7 +109,7 @@ def test_whole_rows_and_tensors_give_the_same_bytes_at_every_budget(
     for i, (memory, threads) in enumerate([(least, 1), (least * 4, 2), (2**27, 1)]):
         plan = planned(monkeypatch, tmp_path, used, memory=memory, threads=threads)
         assert plan.buffer_bytes <= memory
-        blocks.add(plan.block_of(next(task for task in plan.tasks if task.place.name == "narrow")))
+        blocks.add(plan.block_of(next(task for task in plan.tasks if task.target.name == "narrow")))
         merge(plan, tmp_path / f"out{i}", sync=False)
         contents.add((tmp_path / f"out{i}/model.safetensors").read_bytes())
     assert len(contents) == 1
@@ -126,7 +126,7 @@ def test_blocks_of_rows_begin_where_a_row_and_a_vector_of_lanes_begin(
     plan = planned(monkeypatch, tmp_path, BY_ROWS)
     object.__setattr__(plan, "block_numel", target)
     for task in plan.tasks:
-        numel, columns = task.place.numel, (task.place.shape or (1,))[-1]
+        numel, columns = task.target.numel, (task.target.shape or (1,))[-1]
         block = plan.block_of(task)
         assert block == numel or (block % columns == 0 and block % 64 == 0)
 

@@ -22,7 +22,7 @@ from merge_cli.methods import find_method
 from merge_cli.methods.contract import Block, Params
 from merge_cli.plan import MergePlan
 from merge_cli.run import merge
-from merge_cli.stream.numpy_worker import suits
+from merge_cli.stream.numpy_worker import numpy_suffices
 from tests.checkpoints import read_checkpoint, write_checkpoint
 from tests.stream.families import every_method, planned, recipe_for
 
@@ -43,7 +43,7 @@ def task_arithmetic(folder: Path, **more: Any) -> MergePlan:
 
 @pytest.mark.parametrize(("name", "params"), every_method())
 def test_methods_of_operators_and_kernels_need_no_torch(family: Path, name: str, params: Params) -> None:
-    assert suits(planned(family, recipe_for(name, params))) == (name not in ("fisher", "gradient_matching"))
+    assert numpy_suffices(planned(family, recipe_for(name, params))) == (name not in ("fisher", "gradient_matching"))
 
 
 FLOATS = [
@@ -54,16 +54,16 @@ FLOATS = [
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_no_dtype_needs_torch(tmp_path: Path, dtype: torch.dtype) -> None:
     write_pair(tmp_path, w=torch.bfloat16, v=dtype)
-    assert suits(task_arithmetic(tmp_path))
-    assert suits(task_arithmetic(tmp_path, exclude=["v"]))
+    assert numpy_suffices(task_arithmetic(tmp_path))
+    assert numpy_suffices(task_arithmetic(tmp_path, exclude=["v"]))
     write_pair(tmp_path, w=torch.bfloat16, ids=torch.int64, flags=torch.bool, bytes=torch.uint8)
-    assert suits(task_arithmetic(tmp_path, out_dtype=str(dtype).removeprefix("torch.")))
+    assert numpy_suffices(task_arithmetic(tmp_path, out_dtype=str(dtype).removeprefix("torch.")))
 
 
 def test_neither_do_merges_without_compiled_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pair(tmp_path, w=torch.bfloat16)
     monkeypatch.setattr(backend, "CPU", NumpyBackend())
-    assert suits(task_arithmetic(tmp_path))
+    assert numpy_suffices(task_arithmetic(tmp_path))
 
 
 def test_a_method_that_does_not_say_it_takes_numpy_s_arrays_is_left_to_torch(

@@ -86,8 +86,8 @@ def _every_tensor(planned: MergePlan, console: Console) -> None:
     for task in planned.tasks:
         said = json.dumps(task.params.model_dump(mode="json", by_alias=True)) if task.params else ""
         letter = letters.setdefault(said, f"#{len(letters) + 1}") if said else "copied"
-        shape = " x ".join(map(str, task.place.shape))
-        tensors.add_row(printable(task.place.name), task.place.dtype.torch_name, shape, letter)
+        shape = " x ".join(map(str, task.target.shape))
+        tensors.add_row(printable(task.target.name), task.target.dtype.torch_name, shape, letter)
     sets = new_table("set", "parameters")
     for said, letter in letters.items():
         sets.add_row(letter, said)
@@ -141,9 +141,9 @@ def _plan_json(planned: MergePlan) -> dict[str, Any]:
         "notes": list(planned.notes),
         "tensors": [
             {
-                "name": task.place.name,
-                "dtype": task.place.dtype.torch_name,
-                "shape": list(task.place.shape),
+                "name": task.target.name,
+                "dtype": task.target.dtype.torch_name,
+                "shape": list(task.target.shape),
                 "copied": task.copied is not None,
                 "parameters": task.params.model_dump(mode="json", by_alias=True) if task.params else None,
             }

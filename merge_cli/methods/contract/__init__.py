@@ -1,8 +1,8 @@
 """What a method is: a pure function from a block to a tensor, plus what it needs to know beforehand."""
 
 from merge_cli.methods.contract.advice import unusual_average, unusual_task_weights
-from merge_cli.methods.contract.block import Block, Masks, Need
-from merge_cli.methods.contract.measure import Extent, Measure, Measured, Totals, measure_sums
+from merge_cli.methods.contract.block import Block, Input, Masks
+from merge_cli.methods.contract.measure import Measure, Measured, MeasureOver, Totals, measure_sums
 from merge_cli.methods.contract.method import Diagnosis, Method, Scope, Step, element_wise
 from merge_cli.methods.contract.params import (
     Density,
@@ -20,12 +20,12 @@ __all__ = [
     "Block",
     "Density",
     "Diagnosis",
-    "Extent",
+    "Input",
     "Masks",
     "Measure",
+    "MeasureOver",
     "Measured",
     "Method",
-    "Need",
     "Params",
     "Scale",
     "Scope",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Need(StrEnum):
+class Input(StrEnum):
     """Something that a method reads; the value is the attribute of :class:`Block` that gives it."""
 
     MODELS = "models"
@@ -72,7 +72,7 @@ class Block:
             scope all of it.
     """
 
-    inputs: Mapping[Need, Array]
+    inputs: Mapping[Input, Array]
     masks: Masks
     measured: Any = None
     posterior: tuple[bool, ...] = ()
@@ -84,42 +84,42 @@ class Block:
     @property
     def models(self) -> Array:
         """The models θᵢ, shape ``(n, numel)``."""
-        return self._input(Need.MODELS)
+        return self._input(Input.MODELS)
 
     @property
     def base(self) -> Array:
         """The base θ₀, shape ``(numel,)``."""
-        return self._input(Need.BASE)
+        return self._input(Input.BASE)
 
     @property
     def deltas(self) -> Array:
         """The deltas θᵢ − θ₀, shape ``(n, numel)``."""
-        return self._input(Need.DELTAS)
+        return self._input(Input.DELTAS)
 
     @property
     def fisher(self) -> Array:
         """The models' Fisher diagonals on the mean scale, shape ``(n, numel)``."""
-        return self._input(Need.FISHER)
+        return self._input(Input.FISHER)
 
     @property
     def base_fisher(self) -> Array:
         """The base's Fisher diagonal on the mean scale, shape ``(numel,)``."""
-        return self._input(Need.BASE_FISHER)
+        return self._input(Input.BASE_FISHER)
 
     @property
     def curvature(self) -> Array:
         """The models' curvatures Hᵢ = Nᵢ·Fᵢ, shape ``(n, numel)``."""
-        return self._input(Need.CURVATURE)
+        return self._input(Input.CURVATURE)
 
     @property
     def base_curvature(self) -> Array:
         """The base's curvature H₀ = N₀·F₀ without prior precision, shape ``(numel,)``."""
-        return self._input(Need.BASE_CURVATURE)
+        return self._input(Input.BASE_CURVATURE)
 
     @property
     def gradients(self) -> Array:
         """The gradients of the models' summed losses at θᵢ, shape ``(n, numel)``."""
-        return self._input(Need.GRADIENTS)
+        return self._input(Input.GRADIENTS)
 
     @property
     def n(self) -> int:
@@ -136,7 +136,7 @@ class Block:
         """Where the inputs are, if they are torch tensors."""
         return next(iter(self.inputs.values())).device
 
-    def has(self, need: Need) -> bool:
+    def has(self, need: Input) -> bool:
         """Whether an input was both declared and given."""
         return need in self.inputs
 
@@ -166,10 +166,10 @@ class Block:
         """Give a second result of shape ``(numel,)``; it is written where the plan has an output for it."""
         self.emitted[what] = values
 
-    def _input(self, need: Need) -> Array:
+    def _input(self, need: Input) -> Array:
         try:
             return self.inputs[need]
         except KeyError:
             raise LookupError(
-                f"the method reads block.{need} without declaring it; add Need.{need.name} to what its needs() returns"
+                f"the method reads block.{need} without declaring it; add Input.{need.name} to what its needs() returns"
             ) from None

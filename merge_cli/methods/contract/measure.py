@@ -9,10 +9,10 @@ from enum import StrEnum
 from typing import Any
 
 from merge_cli.kernels import Array, fsum_rows
-from merge_cli.methods.contract.block import Block, Need
+from merge_cli.methods.contract.block import Block, Input
 
 
-class Extent(StrEnum):
+class MeasureOver(StrEnum):
     """What a measure runs over."""
 
     TENSOR = "tensor"
@@ -48,18 +48,18 @@ class Measure:
     Attributes:
         needs: What ``fold`` reads of a block, where the method needs it too.
         over: One tensor, or all tensors together.
-        start: ``(totals, params) -> state`` of the first round, or :class:`Measured` where no round is needed.
+        start: ``(totals, params) -> state`` of the first round, or :class:`MeasuredMismatch` where no round is needed.
         fold: ``(state, part, block, params) -> part``: adds what one block contributes; ``part`` is None at first, and
             may be reused.
         combine: ``(part, part) -> part``.
-        finish: ``(state, part) -> state`` of the next round, or :class:`Measured`.
+        finish: ``(state, part) -> state`` of the next round, or :class:`MeasuredMismatch`.
         sample: ``state -> elements of each model that this round is content with``, 0 for all of them. A sample may
             decide how a result is found, never what it is.
         constants: Parameters that must be the same for every tensor when it runs over the model.
     """
 
-    needs: frozenset[Need]
-    over: Extent
+    needs: frozenset[Input]
+    over: MeasureOver
     start: Callable[[Totals, Any], Any]
     fold: Callable[[Any, Any, Block, Any], Any]
     combine: Callable[[Any, Any], Any]
@@ -74,8 +74,8 @@ _Sums = list["array[float]"]
 
 
 def measure_sums(
-    needs: frozenset[Need],
-    over: Extent,
+    needs: frozenset[Input],
+    over: MeasureOver,
     sums: Callable[[Block, Any], Array],
     value: Callable[[Totals, Any, list[float]], Any],
 ) -> Measure:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from merge_cli.kernels import Array
-from merge_cli.methods.contract.block import Block, Need
+from merge_cli.methods.contract.block import Block, Input
 from merge_cli.methods.contract.measure import Measure
 from merge_cli.methods.contract.params import Params
 
@@ -66,7 +66,7 @@ class Method:
     Attributes:
         merge: ``(block, params) -> merged``, shape ``(numel,)`` or ``(rows, columns)``.
         params: The type of its parameters.
-        needs: ``(params, given) -> what merge and measure read``; ``given`` are the inputs that the recipe names.
+        needs: ``(params, available) -> what merge and measure read``; ``available`` is what the recipe names.
         summary: One line.
         equation: The formula, as text.
         source: The paper.
@@ -91,7 +91,7 @@ class Method:
 
     merge: Callable[[Block, Any], Array]
     params: type[Params]
-    needs: Callable[[Any, frozenset[Need]], frozenset[Need]]
+    needs: Callable[[Any, frozenset[Input]], frozenset[Input]]
     summary: str
     equation: str
     source: str

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from merge_cli.kernels import GRAIN, Array, chunk_sums, drop, empty, keep_mask
-from merge_cli.methods.contract import Block, Extent, Measure, Need, Params, Step, Totals, measure_sums
+from merge_cli.methods.contract import Block, Input, Measure, MeasureOver, Params, Step, Totals, measure_sums
 
 Rescale = bool | Literal["l1"]
 
@@ -91,7 +91,7 @@ def measure_l1(density_of: Any) -> Measure:
     def value(totals: Totals, params: Any, norms: list[float]) -> list[tuple[float, float]]:
         return list(zip(norms[: totals.n], norms[totals.n :], strict=True))
 
-    return measure_sums(frozenset({Need.DELTAS}), Extent.TENSOR, sums, value)
+    return measure_sums(frozenset({Input.DELTAS}), MeasureOver.TENSOR, sums, value)
 
 
 def _measure(params: DareParams) -> Measure | None:

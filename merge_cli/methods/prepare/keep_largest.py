@@ -12,7 +12,7 @@ from pydantic import Field
 
 from merge_cli.kernels import Array, kth_magnitude, zero_below
 from merge_cli.kernels.kth_magnitude import Found, Search, sample_size
-from merge_cli.methods.contract import Block, Density, Extent, Measure, Measured, Need, Params, Step, Totals
+from merge_cli.methods.contract import Block, Density, Input, Measure, Measured, MeasureOver, Params, Step, Totals
 
 # Per model: the threshold once it is known, until then how it is looked for, and what that has found.
 _Search = list[Search | float]
@@ -33,7 +33,7 @@ def keep_largest(block: Block, params: KeepLargestParams) -> Array:
     return zero_below(block.deltas, block.measured)
 
 
-def measure_thresholds(over: Extent, density_of: Callable[[Any, int], Sequence[float]]) -> Measure:
+def measure_thresholds(over: MeasureOver, density_of: Callable[[Any, int], Sequence[float]]) -> Measure:
     """Find each model's magnitude from which on entries are kept, exactly.
 
     Args:
@@ -71,7 +71,7 @@ def measure_thresholds(over: Extent, density_of: Callable[[Any, int], Sequence[f
         )
 
     return Measure(
-        frozenset({Need.DELTAS}), over, start, fold, combine, finish,
+        frozenset({Input.DELTAS}), over, start, fold, combine, finish,
         sample=lambda search: min((sample_size(where) for where in search if not isinstance(where, float)), default=0),
         constants=("density",),
     )  # fmt: skip
@@ -82,7 +82,7 @@ def _finished(search: _Search) -> _Search | Measured:
 
 
 def _measure(params: KeepLargestParams) -> Measure:
-    return measure_thresholds(Extent(params.scope), lambda params, n: [params.density] * n)
+    return measure_thresholds(MeasureOver(params.scope), lambda params, n: [params.density] * n)
 
 
 STEP = Step(
