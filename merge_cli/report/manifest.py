@@ -1,114 +1,210 @@
-"""The manifest of a merged checkpoint: what it was made from and how, so that it can be checked and made again."""
+"""The manifest of a merged checkpoint: what it was made from and how, so that it can be checked and made again.
+
+One model writes and reads it. By the time it is read anyone may have changed it; damage is a failed verification, as
+damage of any other file of the output is.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from merge_cli.checkpoint import FileIdentity
-from merge_cli.checkpoint.bounded_json import is_text
-from merge_cli.plan import MergePlan
-from merge_cli.recipe import Recipe
-from merge_cli.stream import StreamResult
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictInt,
+    ValidationError,
+    model_serializer,
+)
+
+from merge_cli.checkpoint import Files
+from merge_cli.checkpoint.bounded_json import read_json
+from merge_cli.checkpoint.digest_file import DIGEST_FILE, is_below
+from merge_cli.checkpoint.os_errors import read_errors
+from merge_cli.errors import CheckpointError, VerificationError
+from merge_cli.text import count_of
 
 MANIFEST_FILE = "merge_manifest.json"
 # From 2 on the manifest lists every file but itself and the digests file, 1 lists weights.
-_FORMAT = 2
+FORMAT = 2
+# More than any merge writes; what is wrong with each of millions would take gigabytes to say.
+_MOST_KEYS = 100_000
+# Longest text that a message may quote.
+_MOST_CHARACTERS = 1000
+_MOST_SHOWN = 100
+# What pydantic says in the terms of Python, in those of JSON.
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "string_too_long": f"{_MOST_CHARACTERS} characters at most",
+    "string_pattern_mismatch": "a SHA-256 in hexadecimal",
+}
 
 
-def manifest(
-    plan: MergePlan,
-    out: Path,
-    result: StreamResult,
-    digests: Mapping[str, str],
-    *,
-    inputs: Mapping[Path, str],
-    tool: str,
-) -> dict[str, Any]:
-    """Return the manifest as plain data; inputs are named as the recipe names them, never by absolute paths.
+def _below(name: str) -> str:
+    if not is_below(name):
+        raise ValueError("expected the name of a file below the folder")
+    return name
 
-    Args:
-        plan: What was done.
-        out: Where the output will be.
-        result: What merging has told.
-        digests: File name -> SHA-256 of all that is written, but of the manifest and the digests file.
-        inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
-        tool: Name and version of this program.
+
+def _relative(folder: str) -> str:
+    if Path(folder).is_absolute() or "\0" in folder:
+        raise ValueError("expected a folder as seen from the output")
+    return folder
+
+
+def _few(raw: Any) -> Any:
+    if isinstance(raw, dict) and len(raw) > _MOST_KEYS:
+        raise ValueError(f"expected {_MOST_KEYS} entries at most")
+    return raw
+
+
+def _text_or_object(raw: Any) -> Any:
+    if not isinstance(raw, (str, dict)):
+        raise ValueError("expected text or an object")
+    return raw
+
+
+Text = Annotated[str, Field(max_length=_MOST_CHARACTERS)]
+FileName = Annotated[str, AfterValidator(_below)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    # Later versions may write more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class InputFile(_Part):
+    """A weight file of an input, as it was when the merge read it."""
+
+    name: FileName
+    size: StrictInt
+    mtime_ns: StrictInt
+    header_sha256: Text
+    sample: Text | None = None
+    sha256: Digest | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unknown_digest(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the digest of a file that was not hashed."""
+        content: dict[str, Any] = dump(self)
+        return {key: value for key, value in content.items() if key != "sha256" or value is not None}
+
+
+class InputRecord(_Part):
+    """A checkpoint that was merged."""
+
+    role: Text
+    reference: Text = ""
+    files: Annotated[tuple[InputFile, ...], FailFast()]
+
+
+class MethodRecord(_Part):
+    """The method that was used; name and source are written for people and not read."""
+
+    name: Any = None
+    version: StrictInt
+    source: Any = None
+
+
+class Manifest(_Part):
+    """What a manifest holds; what is of type Any is written for people and not read.
+
+    Attributes:
+        format: Of the manifest itself; from 2 on ``files`` are all but itself and the digests file.
+        tool: Name and version of the program that wrote it.
+        plan_sha256: The plan's digest.
+        method: The method.
+        seed: The recipe's seed.
+        recipe: The recipe's text, or its data where it was made in Python.
+        recipe_folder: Where its file lay, from the output.
+        overrides: What ``--set`` changed in it.
+        inputs: What was merged.
+        steps: The preparing steps, with their parameters.
+        parameters: Each set of resolved parameters, with its tensors.
+        tensors: How many are merged, and which are copied.
+        counts: What the method counted.
+        diagnostics: What the method diagnosed.
+        warnings: Warnings of the plan and of the method.
+        notes: Notes of the plan.
+        files: File -> SHA-256.
     """
-    recipe = plan.recipe
-    return {
-        "format": _FORMAT,
-        "tool": tool,
-        "plan_sha256": plan.digest,
-        "method": {"name": recipe.merge_method, "version": plan.method.version, "source": plan.method.source},
-        "seed": recipe.seed,
-        "recipe": recipe.origin.text or recipe_data(recipe),
-        "recipe_folder": _recipe_folder(recipe, out),
-        "overrides": list(recipe.origin.overrides),
-        "inputs": [
-            {
-                "role": each.role,
-                "reference": each.label,
-                "files": [_input_file(file, inputs.get(file.path)) for file in each.files],
-            }
-            for each in plan.inputs
-        ],
-        "steps": [{"name": name, **params.model_dump(mode="json", by_alias=True)} for name, params in plan.steps],
-        "parameters": _parameters(plan),
-        "tensors": {
-            "merged": len(plan.merged),
-            "copied": [task.target.name for task in plan.tasks if task.copied is not None],
-        },
-        "counts": dict(result.counts),
-        "diagnostics": dict(result.diagnosis.values),
-        "warnings": [*plan.warnings, *result.diagnosis.warnings],
-        "notes": list(plan.notes),
-        "files": dict(digests),
-    }
+
+    format: StrictInt = 1
+    tool: Text
+    plan_sha256: Any = None
+    method: MethodRecord
+    seed: Any = None
+    recipe: Annotated[str | dict[str, Any], BeforeValidator(_text_or_object)]
+    recipe_folder: Annotated[Text, AfterValidator(_relative)] | None = None
+    overrides: Annotated[tuple[str, ...], FailFast()]
+    inputs: Annotated[tuple[InputRecord, ...], FailFast()]
+    steps: Any = None
+    parameters: Any = None
+    tensors: Any = None
+    counts: Annotated[Mapping[str, StrictInt], BeforeValidator(_few)]
+    diagnostics: Any = None
+    warnings: Any = None
+    notes: Any = None
+    files: Annotated[Mapping[FileName, Digest], BeforeValidator(_few)]
+
+    @property
+    def allows_nonfinite(self) -> bool:
+        """Whether the merge has met NaN or infinity, which it was then allowed to."""
+        return bool(self.counts.get("nonfinite"))
 
 
-def _recipe_folder(recipe: Recipe, out: Path) -> str | None:
-    """Return the folder of a recipe's file as seen from the output, so that paths in it can be followed from there.
+def read_manifest(out: Path, files: Files) -> Manifest:
+    """Return the manifest of a merged checkpoint.
 
-    None for a recipe that is no file, and where the way there would name the folders of this machine: where it leads
-    through the root, or through the folder in which users have their homes.
+    Raises:
+        CheckpointError: If there is none, or the system does not let it be read.
+        VerificationError: If it is damaged.
     """
-    folder, out = recipe.origin.folder.resolve(), out.resolve()
-    if not (folder / recipe.origin.name).is_file():
-        return None
-    shared = Path(os.path.commonpath([folder, out.parent]))
-    with contextlib.suppress(RuntimeError):
-        if shared in Path.home().resolve().parents:
-            return None
-    way = Path(os.path.relpath(folder, out)).as_posix()
-    return way if shared != Path(shared.anchor) and is_text(way) else None
+    path = out / MANIFEST_FILE
+    with read_errors(path):
+        there = path.is_file()
+        if not there and not out.exists():
+            raise CheckpointError(f"{out} does not exist")
+    if not there:
+        raise CheckpointError(
+            f"{out} has no {MANIFEST_FILE}, so there is nothing to check it against",
+            hint="only what `merge-cli merge` has made can be verified; `merge-cli inspect` shows any checkpoint",
+        )
+    hint = f"merge again, or put back the manifest from a copy; `sha256sum -c {DIGEST_FILE}` in {out} checks the others"
+    try:
+        return Manifest.model_validate(read_json(path, files))
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise VerificationError(error.message, hint=hint) from error
+    except ValidationError as error:
+        raise VerificationError(f"{path} is damaged: {first_finding(error)}", hint=hint) from error
 
 
-def _input_file(file: FileIdentity, sha256: str | None) -> dict[str, Any]:
-    known = {
-        "name": file.path.name,
-        "size": file.size,
-        "mtime_ns": file.mtime_ns,
-        "header_sha256": file.sha256,
-        "sample": file.sample,
-    }
-    return known | ({"sha256": sha256} if sha256 is not None else {})
-
-
-def recipe_data(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain data."""
-    return recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-
-
-def _parameters(plan: MergePlan) -> list[dict[str, Any]]:
-    """Return each set of resolved parameters once, with the tensors that have it."""
-    groups: dict[int, tuple[dict[str, Any], list[str]]] = {}
-    for task in plan.merged:
-        assert task.params is not None
-        values = groups.setdefault(id(task.params), (task.params.model_dump(mode="json", by_alias=True), []))
-        values[1].append(task.target.name)
-    everything = len(groups) == 1
-    return [{"values": values, "tensors": "all" if everything else names} for values, names in groups.values()]
+def first_finding(error: ValidationError) -> str:
+    """Say where the first thing is wrong, what was expected and what arrived, and how much more is."""
+    findings = error.errors(include_url=False, include_context=False)
+    first = findings[0]
+    parts = [str(part)[:_MOST_SHOWN] for part in first["loc"]]
+    # Some say how pydantic came there, and are no keys of the file.
+    place = ".".join(part for part in parts if part != "[key]" and not part.startswith("function-"))
+    if first["type"] == "missing":
+        said = "is missing"
+    else:
+        expected = _EXPECTED.get(first["type"])
+        what = f"expected {expected}" if expected else first["msg"].removeprefix("Value error, ")
+        said = f"{what}, got {reprlib.repr(first['input'])[:_MOST_SHOWN]}"
+    more = f", and {count_of(len(findings) - 1, 'finding')} more" if len(findings) > 1 else ""
+    return f"{place}: {said}{more}" if place else f"{said}{more}"

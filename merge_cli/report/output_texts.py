@@ -11,8 +11,9 @@ from merge_cli.checkpoint import Files
 from merge_cli.plan import MergePlan
 from merge_cli.recipe import Recipe
 from merge_cli.recipe.overrides import text_with
-from merge_cli.report.manifest import MANIFEST_FILE, manifest, recipe_data
+from merge_cli.report.manifest import MANIFEST_FILE
 from merge_cli.report.model_card import model_card
+from merge_cli.report.plan_manifest import plan_manifest, recipe_data
 from merge_cli.stream import StreamResult
 
 RECIPE_FILE = "recipe.yml"
@@ -50,7 +51,8 @@ def output_texts(
             config = {**output.config, **{name: values[name] for name in output.diagnostics}}
             texts[output.within("config.json")] = json_text(config)
     known = dict(digests) | {name: _sha256(text) for name, text in texts.items()}
-    return texts | {MANIFEST_FILE: json_text(manifest(plan, out, result, known, inputs=inputs, tool=tool))}
+    content = plan_manifest(plan, out, result, known, inputs=inputs, tool=tool)
+    return texts | {MANIFEST_FILE: json_text(content.model_dump())}
 
 
 def _recipe(recipe: Recipe) -> str:

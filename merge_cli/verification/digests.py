@@ -14,11 +14,10 @@ from merge_cli.checkpoint import Checkpoint, Files, Reader
 from merge_cli.checkpoint.digest_file import DIGEST_FILE, files_below, read_digests
 from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.errors import CheckpointError
-from merge_cli.report.manifest import MANIFEST_FILE
+from merge_cli.report.manifest import MANIFEST_FILE, Manifest
 from merge_cli.stream import Listener
 from merge_cli.stream.decode import read_numbers
 from merge_cli.text import listed
-from merge_cli.verification.manifest import Manifest
 
 _CHUNK = 2**20
 # What transformers, peft or a tokenizer could load in place of, or beside, what was merged.

@@ -9,8 +9,8 @@ from merge_cli.checkpoint import FileIdentity, Files
 from merge_cli.checkpoint.digest_cache import known_digests
 from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan
+from merge_cli.report.manifest import InputFile, Manifest
 from merge_cli.text import count_of, listed
-from merge_cli.verification.manifest import InputFile, Manifest
 
 
 @dataclass(frozen=True)

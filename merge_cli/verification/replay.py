@@ -18,11 +18,10 @@ from merge_cli.errors import CheckpointError, MergeError, RecipeError
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.recipe import Origin, Recipe, parse_recipe
 from merge_cli.report import Verification, digests_beside
-from merge_cli.report.manifest import MANIFEST_FILE
+from merge_cli.report.manifest import MANIFEST_FILE, Manifest, first_finding
 from merge_cli.stream import Listener, Span, check_fishers, stream
 from merge_cli.text import listed
 from merge_cli.verification.inputs import blame_inputs, compare_inputs, input_notes
-from merge_cli.verification.manifest import Manifest, first_finding
 from merge_cli.version import TOOL
 
 # Twice what the file of a recipe may have; all that is wrong in more would take gigabytes to say.

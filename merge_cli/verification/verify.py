@@ -8,10 +8,10 @@ from pathlib import Path
 from merge_cli.checkpoint import Checkpoint, Files, Reader, open_checkpoint
 from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.report import Verification
+from merge_cli.report.manifest import read_manifest
 from merge_cli.stream import Listener, NullListener
 from merge_cli.text import listed
 from merge_cli.verification.digests import check_digests, check_names, not_finite
-from merge_cli.verification.manifest import read_manifest
 from merge_cli.verification.replay import Replay, replay_tensors
 
 
