@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,17 +61,9 @@ def _version(name: str) -> str | None:
 
 def _kernels() -> str:
     """Say whether the compiled kernels are in use, and if not, why and what that costs."""
-    from merge_cli.kernels.compiled import LIBRARY
+    from merge_cli.kernels.compiled import MISSING
 
-    if LIBRARY is not None:
-        return "in use"
-    if os.environ.get("MERGE_CLI_COMPILED") == "0":
-        why = "switched off by MERGE_CLI_COMPILED=0"
-    elif find_spec("_merge_cli_kernels") is None:
-        why = "not built, for want of a C compiler; install merge-cli again where there is one"
-    else:
-        why = "built from another version; install merge-cli again"
-    return f"{why}: the output is the same, and merging takes about twice as long"
+    return f"{MISSING}: the output is the same, and merging takes about twice as long" if MISSING else "in use"
 
 
 def _gpu() -> str | None:

@@ -1,27 +1,23 @@
-/* Kernels of merge_cli on the CPU, each in one pass where torch takes several.
+/* Kernels of merge_cli on the CPU, each in one pass where numpy takes several. compiled.h says what they are given.
  *
- * Every function but gram gives the bits that the same steps give in torch: the same operations in the same order, none
+ * Every function gives the bits that the same steps give in numpy: the same operations in the same order, none
  * fused into another (-ffp-contract=off), sums over models in the order of the models.
  */
 
-#include <Python.h>
-#include <stdint.h>
+#include "compiled.h"
+
 #include <string.h>
 
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "masks and dtypes are written for little-endian machines"
 #endif
 
-#define EXPORT __attribute__((visibility("default")))
 #if defined(__x86_64__) && defined(__GLIBC__)
 /* The processor's widest registers are chosen when the library is loaded. */
 #define WIDE __attribute__((target_clones("avx2", "default")))
 #else
 #define WIDE
 #endif
-
-/* To be counted up with every change of what a function is given or gives; compiled.py holds the same number. */
-EXPORT const int32_t version = 2;
 
 /* Elements worked on at a time: what is between two steps stays in the first cache. */
 enum { CHUNK = 512 };
@@ -70,31 +66,58 @@ static inline float from_float16(uint16_t stored) {
     return number_of(bits_of(number) | apart | (uint32_t)(stored & 0x8000) << 16);
 }
 
+static inline float from_float8_e4m3fn(uint8_t stored) {
+    float number = number_of((uint32_t)(stored & 0x7F) << 20) * 0x1p120f;
+    uint32_t apart = (stored & 0x7F) == 0x7F ? 0x7FC00000u : 0;
+    return number_of(bits_of(number) | apart | (uint32_t)(stored & 0x80) << 24);
+}
+
+/* The upper byte of a float16. */
+static inline float from_float8_e5m2(uint8_t stored) { return from_float16((uint16_t)(stored << 8)); }
+
+static inline float from_float64(double stored) { return (float)stored; }
+
 static inline uint16_t to_bfloat16(float number) {
     uint32_t bits = bits_of(number), rounded = (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16;
     return (uint16_t)((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
 }
 
+/* Returns the pattern of a magnitude in a dtype of so many bits of mantissa, and the bias of its exponent. */
+static inline uint32_t to_narrow(float number, int mantissa, int bias, uint32_t beyond, uint32_t nan) {
+    const int shift = 23 - mantissa;
+    uint32_t bits = bits_of(number) & 0x7FFFFFFFu;
+    /* Adding a number whose last bit is worth the smallest subnormal number lets the processor round to those. */
+    uint32_t addend = (uint32_t)(127 + 24 - bias - mantissa) << 23;
+    uint32_t subnormal = bits_of(number_of(bits) + number_of(addend)) - addend;
+    uint32_t offset = (1u << (shift - 1)) - 1 - ((uint32_t)(127 - bias) << 23);
+    uint32_t normal = (bits + offset + (bits >> shift & 1)) >> shift;
+    uint32_t capped = normal < beyond ? normal : beyond;
+    uint32_t rounded = bits < (uint32_t)(128 - bias) << 23 ? subnormal : capped;
+    return bits > 0x7F800000u ? nan : rounded;
+}
+
 static inline uint16_t to_float16(float number) {
-    uint32_t bits = bits_of(number) & 0x7FFFFFFFu, sign = bits_of(number) >> 16 & 0x8000u;
-    /* Below 2**-14: adding one half lets the processor round to multiples of 2**-24, in the lowest bits. */
-    uint32_t subnormal = bits_of(number_of(bits) + 0.5f) - bits_of(0.5f);
-    uint32_t normal = (bits - (112u << 23) + 0xFFFu + (bits >> 13 & 1)) >> 13;
-    uint32_t beyond = bits > 0x7F800000u ? 0x7E00u : 0x7C00u;
-    uint32_t rounded = bits < 113u << 23 ? subnormal : bits < 143u << 23 ? normal : beyond;
-    return (uint16_t)(rounded | sign);
+    return (uint16_t)(to_narrow(number, 10, 15, 0x7C00, 0x7E00) | (bits_of(number) >> 16 & 0x8000u));
+}
+
+static inline uint8_t to_float8_e4m3fn(float number) {
+    return (uint8_t)(to_narrow(number, 3, 7, 0x7F, 0x7F) | (bits_of(number) >> 24 & 0x80u));
+}
+
+static inline uint8_t to_float8_e5m2(float number) {
+    return (uint8_t)(to_narrow(number, 2, 15, 0x7C, 0x7F) | (bits_of(number) >> 24 & 0x80u));
 }
 
 /* Converts rows, (n, numel), to float32, subtracts `less` where it is given, and counts in `wrong` how many numbers of
  * each row were not finite. */
-#define WIDEN(DTYPE)                                                                                                   \
-    EXPORT WIDE void widen_##DTYPE(const uint16_t *restrict stored, const float *restrict less, float *restrict out,   \
-                                   int64_t *restrict wrong, int64_t n, int64_t numel) {                                \
+#define TO_FLOAT32(DTYPE, STORED)                                                                                      \
+    WIDE void to_float32_##DTYPE(const STORED *restrict stored, const float *restrict less, float *restrict out,       \
+                                 int64_t *restrict wrong, int64_t n, int64_t numel) {                                  \
         memset(wrong, 0, (size_t)n * sizeof *wrong);                                                                   \
         for (int64_t at = 0; at < numel; at += CHUNK) {                                                                \
             int count = (int)least(CHUNK, numel - at);                                                                 \
             for (int64_t i = 0; i < n; i++) {                                                                          \
-                const uint16_t *from = stored + i * numel + at;                                                        \
+                const STORED *from = stored + i * numel + at;                                                          \
                 float *to = out + i * numel + at;                                                                      \
                 uint32_t here = 0;                                                                                     \
                 for (int j = 0; j < count; j++) {                                                                      \
@@ -107,12 +130,15 @@ static inline uint16_t to_float16(float number) {
         }                                                                                                              \
     }
 
-WIDEN(bfloat16)
-WIDEN(float16)
+TO_FLOAT32(bfloat16, uint16_t)
+TO_FLOAT32(float16, uint16_t)
+TO_FLOAT32(float8_e4m3fn, uint8_t)
+TO_FLOAT32(float8_e5m2, uint8_t)
+TO_FLOAT32(float64, double)
 
 /* The same for rows that are float32 already, in place. */
-EXPORT WIDE void widen_float32(float *restrict rows, const float *restrict less, int64_t *restrict wrong, int64_t n,
-                               int64_t numel) {
+WIDE void to_float32_float32(float *restrict rows, const float *restrict less, int64_t *restrict wrong, int64_t n,
+                             int64_t numel) {
     memset(wrong, 0, (size_t)n * sizeof *wrong);
     for (int64_t at = 0; at < numel; at += CHUNK) {
         int count = (int)least(CHUNK, numel - at);
@@ -129,15 +155,15 @@ EXPORT WIDE void widen_float32(float *restrict rows, const float *restrict less,
 }
 
 /* Rounds to the nearest number of the dtype, ties to even, and returns how many are not finite then. */
-#define NARROW(DTYPE, EXPONENT)                                                                                        \
-    EXPORT WIDE int64_t narrow_##DTYPE(const float *restrict numbers, uint16_t *restrict out, int64_t numel) {         \
+#define FROM_FLOAT32(DTYPE, STORED, MAGNITUDE, BEYOND)                                                                 \
+    WIDE int64_t from_float32_##DTYPE(const float *restrict numbers, STORED *restrict out, int64_t numel) {            \
         int64_t wrong = 0;                                                                                             \
         for (int64_t at = 0; at < numel; at += CHUNK) {                                                                \
             int count = (int)least(CHUNK, numel - at);                                                                 \
             uint32_t here = 0;                                                                                         \
             for (int j = 0; j < count; j++) {                                                                          \
-                uint16_t rounded = to_##DTYPE(numbers[at + j]);                                                        \
-                here += (rounded & EXPONENT) == EXPONENT;                                                              \
+                STORED rounded = to_##DTYPE(numbers[at + j]);                                                          \
+                here += (rounded & MAGNITUDE) >= BEYOND;                                                               \
                 out[at + j] = rounded;                                                                                 \
             }                                                                                                          \
             wrong += here;                                                                                             \
@@ -145,13 +171,15 @@ EXPORT WIDE void widen_float32(float *restrict rows, const float *restrict less,
         return wrong;                                                                                                  \
     }
 
-NARROW(bfloat16, 0x7F80)
-NARROW(float16, 0x7C00)
+FROM_FLOAT32(bfloat16, uint16_t, 0x7FFF, 0x7F80)
+FROM_FLOAT32(float16, uint16_t, 0x7FFF, 0x7C00)
+FROM_FLOAT32(float8_e4m3fn, uint8_t, 0x7F, 0x7F)
+FROM_FLOAT32(float8_e5m2, uint8_t, 0x7F, 0x7C)
 
 /* --- trimming ----------------------------------------------------------------------------------------------------- */
 
 /* Zeroes what is no larger in magnitude than `bound`, and multiplies. */
-EXPORT WIDE void trim(const float *restrict row, float bound, float factor, float *restrict out, int64_t numel) {
+WIDE void zero_below(const float *restrict row, float bound, float factor, float *restrict out, int64_t numel) {
     for (int64_t j = 0; j < numel; j++) {
         out[j] = (magnitude_of(row[j]) <= bound ? 0.0f : row[j]) * factor;
     }
@@ -159,7 +187,7 @@ EXPORT WIDE void trim(const float *restrict row, float bound, float factor, floa
 
 /* Writes the magnitudes in [low, high) as patterns less that of `low`, and returns how many; counts those from `high`
  * on. `high` is NaN where there is no upper end. */
-EXPORT WIDE int64_t look(const float *restrict row, float low, float high, int32_t *restrict inside,
+WIDE int64_t in_bracket(const float *restrict row, float low, float high, int32_t *restrict inside,
                          int64_t *restrict above, int64_t numel) {
     uint8_t within[CHUNK];
     uint16_t places[CHUNK];
@@ -186,7 +214,7 @@ EXPORT WIDE int64_t look(const float *restrict row, float low, float high, int32
 
 /* Sums the entries of rows, (n, numel), that agree with the elected sign; with `divide`, over the sum of the weights of
  * those who agree where that comes to `least_divisor` or more. */
-EXPORT WIDE void disjoint_merge(const float *restrict rows, const float *restrict weights, int64_t n, int by_count,
+WIDE void disjoint_merge(const float *restrict rows, const float *restrict weights, int64_t n, int by_count,
                                 int plus, int divide, float least_divisor, float *restrict out, int64_t numel) {
     float elected[CHUNK], total[CHUNK], divisor[CHUNK];
     for (int64_t at = 0; at < numel; at += CHUNK) {
@@ -224,7 +252,7 @@ EXPORT WIDE void disjoint_merge(const float *restrict rows, const float *restric
 /* --- sums over models ---------------------------------------------------------------------------------------------- */
 
 /* Sums rows times their factors, in the order of the rows, products rounded before they are added. */
-EXPORT WIDE void weighted_sum(const float *const *restrict rows, const float *restrict factors, int64_t n,
+WIDE void weighted_sum(const float *const *restrict rows, const float *restrict factors, int64_t n,
                               float *restrict out, int64_t numel) {
     for (int64_t at = 0; at < numel; at += CHUNK) {
         int count = (int)least(CHUNK, numel - at);
@@ -256,7 +284,7 @@ static inline uint32_t word_of(uint32_t index, uint32_t first, uint32_t second) 
 
 /* Multiplies a row, or ones, with a random mask. key: the two halves of the shared words' key, then of the elements'
  * own. `start` is the first element's index in the tensor, in 32 bits. */
-EXPORT WIDE void drop(const float *restrict row, const uint32_t *restrict key, uint32_t start, uint32_t limit,
+WIDE void draw(const float *restrict row, const uint32_t *restrict key, uint32_t start, uint32_t limit,
                       uint32_t rest, float *restrict out, int64_t numel) {
     uint32_t words[CHUNK / 4 + 1];
     uint8_t drawn[CHUNK + 4], tied[CHUNK];
@@ -286,13 +314,13 @@ EXPORT WIDE void drop(const float *restrict row, const uint32_t *restrict key, u
 
 /* --- sums over elements ------------------------------------------------------------------------------------------ */
 
-/* Sums squares of one row, squares of another and products over runs of `grain` elements, in float64, three numbers for
+/* Sums squares of one row, squares of another and products over runs of `length` elements, in float64, three numbers for
  * each run: element j of a run into lane j mod LANES, whatever the processor, and then the lanes in order. */
-EXPORT WIDE void gram(const float *restrict one, const float *restrict other, int64_t grain, double *restrict sums,
+WIDE void chunk_gram(const float *restrict one, const float *restrict other, int64_t length, double *restrict sums,
                       int64_t numel) {
     enum { LANES = 32 };
-    for (int64_t start = 0; start < numel; start += grain, sums += 3) {
-        int64_t end = least(start + grain, numel);
+    for (int64_t start = 0; start < numel; start += length, sums += 3) {
+        int64_t end = least(start + length, numel);
         double squares[LANES] = {0}, others[LANES] = {0}, products[LANES] = {0};
         for (int64_t at = start; at < end; at += LANES) {
             int count = (int)least(LANES, end - at);
@@ -315,7 +343,7 @@ EXPORT WIDE void gram(const float *restrict one, const float *restrict other, in
 /* --- checksums ---------------------------------------------------------------------------------------------------- */
 
 /* Sums the words of four bytes of each page, each times the key of its place, modulo 2^64. */
-EXPORT WIDE void page_sums(const uint8_t *restrict bytes, const uint32_t *restrict keys, int64_t words,
+WIDE void page_sums(const uint8_t *restrict bytes, const uint32_t *restrict keys, int64_t words,
                            uint64_t *restrict sums, int64_t pages) {
     for (int64_t page = 0; page < pages; page++, bytes += 4 * words) {
         uint64_t sum = 0;
@@ -327,9 +355,3 @@ EXPORT WIDE void page_sums(const uint8_t *restrict bytes, const uint32_t *restri
         sums[page] = sum;
     }
 }
-
-/* --- the module, which is empty: the functions are called by their addresses ---------------------------------------- */
-
-static struct PyModuleDef module = {.m_base = PyModuleDef_HEAD_INIT, .m_name = "_merge_cli_kernels", .m_size = -1};
-
-PyMODINIT_FUNC PyInit__merge_cli_kernels(void) { return PyModule_Create(&module); }

@@ -10,10 +10,10 @@ with its cached functions takes every process 0.3 s, and this library nothing.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,44 +21,41 @@ from numpy.typing import NDArray
 from merge_cli.kernels.numpy_backend import NumpyBackend
 from merge_cli.kernels.numpy_casts import Floats, Stored
 
-# What the source says of itself; a library that was built from another one is not used.
-_VERSION = 2
+# What the library says of itself; one that was built from another source is not used.
+_VERSION = 3
 _SWITCH = "MERGE_CLI_COMPILED"
+# A name of its own, so that a checkout in front of the installed package finds it too.
+_MODULE = "_merge_cli_compiled"
+_POINTERS = {
+    np.dtype(np.uint8): "uint8_t[]",
+    np.dtype(np.uint16): "uint16_t[]",
+    np.dtype(np.int32): "int32_t[]",
+    np.dtype(np.uint32): "uint32_t[]",
+    np.dtype(np.uint64): "uint64_t[]",
+    np.dtype(np.float32): "float[]",
+    np.dtype(np.float64): "double[]",
+}
 
 
-def _load() -> ctypes.CDLL | None:
-    """Return the library, or None where there is none, or where the environment asks to do without."""
-    spec = find_spec("_merge_cli_kernels")
-    if spec is None or spec.origin is None or os.environ.get(_SWITCH) == "0":
-        return None
-    library = ctypes.CDLL(spec.origin)
-    if ctypes.c_int32.in_dll(library, "version").value != _VERSION:
-        return None
-    pointer, numel, number, flag, word = (
-        ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_uint32,
-    )  # fmt: skip
-    signatures = {
-        "widen_bfloat16": [pointer, pointer, pointer, pointer, numel, numel],
-        "widen_float16": [pointer, pointer, pointer, pointer, numel, numel],
-        "widen_float32": [pointer, pointer, pointer, numel, numel],
-        "narrow_bfloat16": [pointer, pointer, numel],
-        "narrow_float16": [pointer, pointer, numel],
-        "trim": [pointer, number, number, pointer, numel],
-        "look": [pointer, number, number, pointer, pointer, numel],
-        "disjoint_merge": [pointer, pointer, numel, flag, flag, flag, number, pointer, numel],
-        "weighted_sum": [pointer, pointer, numel, pointer, numel],
-        "drop": [pointer, pointer, word, word, word, pointer, numel],
-        "gram": [pointer, pointer, numel, pointer, numel],
-        "page_sums": [pointer, pointer, numel, pointer, numel],
-    }
-    for name, arguments in signatures.items():
-        function = getattr(library, name)
-        function.argtypes = arguments
-        function.restype = numel if name in ("look", "narrow_bfloat16", "narrow_float16") else None
-    return library
+def _load() -> tuple[Any, str]:
+    """Return the library, or None and why there is none."""
+    if os.environ.get(_SWITCH) == "0":
+        return None, f"switched off by {_SWITCH}=0"
+    try:
+        library = import_module(_MODULE)
+    except ModuleNotFoundError as error:
+        if error.name != _MODULE:
+            return None, f"not usable: {error}"
+        return None, "not built, for want of a C compiler; install merge-cli again where there is one"
+    except ImportError as error:
+        return None, f"not usable: {error}"
+    if getattr(library.lib, "KERNELS_VERSION", None) != _VERSION:
+        return None, "built from another version; install merge-cli again"
+    return library, ""
 
 
-LIBRARY = _load()
+LIBRARY, MISSING = _load()
+"""The module of cffi, and why it is None."""
 
 
 class CompiledBackend(NumpyBackend):
@@ -66,73 +63,65 @@ class CompiledBackend(NumpyBackend):
 
     compiled = True
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+    def __init__(self, library: Any) -> None:
+        self._ffi, self._lib = library.ffi, library.lib
 
     def to_float32(self, stored: Stored, dtype: str, less: Floats | None, out: Floats) -> list[int]:
         """Convert rows to float32, take ``less`` from each, and return how many numbers of each were not finite."""
-        if dtype not in ("bfloat16", "float16") and stored is not out:
-            return super().to_float32(stored, dtype, less, out)
-        _check(stored, out)
-        n, numel = out.shape
-        wrong = (ctypes.c_int64 * n)()
-        if less is not None:
-            _check(less, out[0])
-        subtracted = less.ctypes.data if less is not None else None
-        if stored is out:
-            self.library.widen_float32(out.ctypes.data, subtracted, wrong, n, numel)
+        if dtype == "float32" and stored is not out:
+            np.copyto(out, stored)
         else:
-            function = self.library.widen_bfloat16 if dtype == "bfloat16" else self.library.widen_float16
-            function(stored.ctypes.data, subtracted, out.ctypes.data, wrong, n, numel)
+            _check_alike(stored, out)
+        n, numel = out.shape
+        wrong, rows, subtracted = self._ffi.new("int64_t[]", n), self._pointer(out), self._ffi.NULL
+        if less is not None:
+            _check_alike(less, out[0])
+            subtracted = self._pointer(less)
+        if dtype == "float32":
+            self._lib.to_float32_float32(rows, subtracted, wrong, n, numel)
+        else:
+            function = getattr(self._lib, f"to_float32_{dtype}")
+            function(self._pointer(stored), subtracted, rows, wrong, n, numel)
         return list(wrong)
 
     def from_float32(self, numbers: Floats, dtype: str, out: Stored) -> int:
         """Round a row to the nearest numbers of a dtype, and return how many are not finite then."""
-        if dtype not in ("bfloat16", "float16"):
+        if dtype in ("float32", "float64"):
             return super().from_float32(numbers, dtype, out)
-        _check(numbers, out)
-        function = self.library.narrow_bfloat16 if dtype == "bfloat16" else self.library.narrow_float16
-        wrong: int = function(numbers.ctypes.data, out.ctypes.data, len(out))
+        _check_alike(numbers, out)
+        function = getattr(self._lib, f"from_float32_{dtype}")
+        wrong: int = function(self._pointer(numbers), self._pointer(out), len(out))
         return wrong
 
     def zero_below(self, row: Floats, bound: float, factor: float, out: Floats) -> None:
         """Zero what is no larger in magnitude than ``bound``, and multiply the rest."""
-        _check(row, out)
-        self.library.trim(row.ctypes.data, bound, factor, out.ctypes.data, len(row))
+        _check_alike(row, out)
+        self._lib.zero_below(self._pointer(row), bound, factor, self._pointer(out), len(row))
 
     def in_bracket(self, row: Floats, low: float, high: float) -> tuple[int, NDArray[np.int32]]:
         """Return how many magnitudes lie above a bracket, and the patterns of those inside."""
-        _check(row)
-        inside, above = np.empty(len(row), dtype=np.int32), ctypes.c_int64()
-        found = self.library.look(row.ctypes.data, low, high, inside.ctypes.data, ctypes.byref(above), len(inside))
-        return above.value, inside[:found]
+        inside, above = np.empty(len(row), dtype=np.int32), self._ffi.new("int64_t *")
+        found = self._lib.in_bracket(self._pointer(row), low, high, self._pointer(inside), above, len(row))
+        return above[0], inside[:found]
 
     def weighted_sum(self, rows: Sequence[Floats], weights: Sequence[float]) -> Floats:
         """Sum rows times their weights, in their order."""
         rows = [np.ascontiguousarray(row) for row in rows]
-        _check(*rows)
-        n, out = len(rows), np.empty_like(rows[0])
-        addresses = (ctypes.c_void_p * n)(*[row.ctypes.data for row in rows])
-        self.library.weighted_sum(addresses, (ctypes.c_float * n)(*weights), n, out.ctypes.data, len(out))
+        _check_alike(*rows)
+        out = np.empty_like(rows[0])
+        pointers = [self._pointer(row) for row in rows]
+        self._lib.weighted_sum(pointers, list(weights), len(rows), self._pointer(out), len(out))
         return out
 
     def disjoint_merge(
         self, weighted: Floats, weights: Sequence[float], *, by_count: bool, plus: bool, least_divisor: float | None
     ) -> Floats:
         """Sum what agrees with the elected sign."""
-        _check(weighted)
         n, numel = weighted.shape
         out = np.empty(numel, np.float32)
-        self.library.disjoint_merge(
-            weighted.ctypes.data,
-            (ctypes.c_float * n)(*weights),
-            n,
-            by_count,
-            plus,
-            least_divisor is not None,
-            least_divisor or 0.0,
-            out.ctypes.data,
-            numel,
+        rows, divide = self._pointer(weighted), least_divisor is not None
+        self._lib.disjoint_merge(
+            rows, list(weights), n, by_count, plus, divide, least_divisor or 0.0, self._pointer(out), numel
         )
         return out
 
@@ -140,32 +129,38 @@ class CompiledBackend(NumpyBackend):
         self, row: Floats | None, keys: tuple[int, int, int, int], start: int, limit: int, rest: int, out: Floats
     ) -> None:
         """Multiply a row, or ones, with a random mask."""
-        _check(out if row is None else row, out)
-        address = row.ctypes.data if row is not None else None
-        self.library.drop(address, (ctypes.c_uint32 * 4)(*keys), start, limit, rest, out.ctypes.data, len(out))
+        factors = self._ffi.NULL
+        if row is not None:
+            _check_alike(row, out)
+            factors = self._pointer(row)
+        self._lib.draw(factors, keys, start, limit, rest, self._pointer(out), len(out))
 
     def chunk_gram(self, first: Floats, second: Floats, length: int) -> NDArray[np.float64]:
         """Sum squares and products over runs."""
-        _check(first, second)
+        _check_alike(first, second)
         numel = len(first)
         sums = np.empty((-(-numel // length), 3))
-        self.library.gram(first.ctypes.data, second.ctypes.data, length, sums.ctypes.data, numel)
+        self._lib.chunk_gram(self._pointer(first), self._pointer(second), length, self._pointer(sums), numel)
         return sums.T
 
     def page_sums(self, pages: NDArray[np.uint32], keys: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """Sum the words of each page, each times the key of its place, modulo 2^64."""
-        _check(pages[0], keys)
+        _check_alike(pages[0], keys)
         sums = np.empty(len(pages), dtype=np.uint64)
-        self.library.page_sums(pages.ctypes.data, keys.ctypes.data, len(keys), sums.ctypes.data, len(pages))
+        raw = self._pointer(pages.view(np.uint8))
+        self._lib.page_sums(raw, self._pointer(keys), len(keys), self._pointer(sums), len(pages))
         return sums
 
+    def _pointer(self, array: NDArray[Any]) -> Any:
+        """Return an array as a pointer of its own type, which cffi compares with what a function takes.
 
-def _check(*arrays: NDArray[np.generic]) -> None:
-    """Refuse arrays that the functions would read or write beyond their end."""
-    for array in arrays:
-        if array.shape != arrays[0].shape:
-            raise ValueError(f"arrays of different shapes: {', '.join(str(each.shape) for each in arrays)}")
-        if not array.flags.c_contiguous:
-            raise ValueError("an array that is not contiguous")
-        if array.dtype == np.float64:
-            raise TypeError("expected float32, got float64")
+        Raises:
+            ValueError: If it is not contiguous.
+        """
+        return self._ffi.from_buffer(_POINTERS[array.dtype], array)
+
+
+def _check_alike(*arrays: NDArray[Any]) -> None:
+    """Refuse arrays of different shapes: the functions would read beyond the shorter one."""
+    if any(array.shape != arrays[0].shape for array in arrays):
+        raise ValueError(f"arrays of different shapes: {', '.join(str(array.shape) for array in arrays)}")

@@ -277,16 +277,46 @@ def test_where_there_is_a_compiler_the_installation_has_compiled_them() -> None:
     assert LIBRARY is not None
 
 
-def test_source_and_signatures_are_of_one_version() -> None:
-    source = Path(compiled.__file__).with_suffix(".c")
-    if not source.exists():
+def test_source_and_calls_are_of_one_version() -> None:
+    header = Path(compiled.__file__).with_suffix(".h")
+    if not header.exists():
         pytest.skip("an installed package, without the source")
-    assert f"version = {compiled._VERSION};" in source.read_text()
+    assert f"KERNELS_VERSION = {compiled._VERSION} " in header.read_text()
+
+
+def loads(monkeypatch: pytest.MonkeyPatch, raising: Exception | None = None) -> tuple[Any, str]:
+    """Return what there is to use where the library is there and as it should be, or importing it fails."""
+
+    def imported(name: str) -> Any:
+        if raising is not None:
+            raise raising
+        return LIBRARY
+
+    monkeypatch.delenv("MERGE_CLI_COMPILED", raising=False)
+    monkeypatch.setattr(compiled, "import_module", imported)
+    return compiled._load()
 
 
 def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    if LIBRARY is None:
+        pytest.skip("the kernels were not compiled")
+    assert loads(monkeypatch) == (LIBRARY, "")
     monkeypatch.setattr(compiled, "_VERSION", compiled._VERSION + 1)
-    assert compiled._load() is None
+    assert loads(monkeypatch) == (None, "built from another version; install merge-cli again")
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (ModuleNotFoundError("No module named x", name="_merge_cli_compiled"), "not built, for want of a C compiler"),
+        (ModuleNotFoundError("No module named '_cffi_backend'", name="_cffi_backend"), "not usable: No module named"),
+        (ImportError("undefined symbol: PyX"), "not usable: undefined symbol: PyX"),
+    ],
+)
+def test_a_library_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch, error: Exception, why: str) -> None:
+    library, said = loads(monkeypatch, error)
+    assert library is None
+    assert why in said
 
 
 @switched_off
@@ -319,7 +349,8 @@ def test_arrays_that_compiled_kernels_would_misread_are_refused() -> None:
         with pytest.raises(ValueError, match="different shapes"):
             wrong()
     for wrong in (lambda: cpu.zero_below(long, 0.0, 1.0, apart), lambda: cpu.in_bracket(apart, 0.0, 1.0)):
-        with pytest.raises(ValueError, match="not contiguous"):
+        with pytest.raises(ValueError, match="not C-contiguous"):
             wrong()
-    with pytest.raises(TypeError, match="expected float32, got float64"):
-        cpu.weighted_sum([long.astype(np.float64)], [1.0])  # type: ignore[list-item]
+    for wide in (long.astype(np.float64), long.view(np.int32)):
+        with pytest.raises(TypeError, match="float"):
+            cpu.chunk_gram(wide, wide, 2)  # type: ignore[arg-type]
