@@ -462,7 +462,7 @@ def test_torch_cannot_get_the_memory_for_its_buffers(
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     plan = planned(models, TIES)
-    monkeypatch.setattr("merge_cli.stream.engine.suits", lambda plan: False)
+    monkeypatch.setattr("merge_cli.stream.engine.numpy_suffices", lambda plan: False)
     monkeypatch.setattr(torch, "empty", full)
     with pytest.raises(MemoryError):
         merge(plan, tmp_path / "out")
