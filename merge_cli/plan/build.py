@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, Source, parse_float_dtype, plan_shards
-from merge_cli.checkpoint.layers import layer_positions
 from merge_cli.errors import RecipeError
 from merge_cli.methods import find_method, find_step
-from merge_cli.methods.contract import Input, MeasureOver, Method, Params
+from merge_cli.methods.contract import Input, Method, Params, Scope
 from merge_cli.plan.blocks import Blocks, bytes_per_element, choose_blocks, unit_of
 from merge_cli.plan.common_names import with_common_names
-from merge_cli.plan.companions import check_kinds, check_shapes, fisher_scales, posterior_prior
+from merge_cli.plan.companions import check_kinds, check_shapes, posterior_prior
 from merge_cli.plan.configs import check_model_types
 from merge_cli.plan.inputs import Inputs, resolve_inputs
 from merge_cli.plan.labels import check_labels
 from merge_cli.plan.matching import TensorMatch, match_tensors
 from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
 from merge_cli.plan.outputs import decide_outputs
-from merge_cli.plan.parameters import ParameterLookup, check_measure_constants
+from merge_cli.plan.parameters import ParameterLookup
 from merge_cli.plan.side_files import collect_side_files, output_config
 from merge_cli.plan.tying import with_ties
+from merge_cli.plan.variants import (
+    Variant,
+    VariantTasks,
+    check_measures,
+    common_scales,
+    decide_variants,
+    params_of,
+    tasks_of,
+)
 from merge_cli.plan.warnings import plan_notes, plan_warnings
 from merge_cli.process import gc_paused
 from merge_cli.recipe import Recipe, check_recipe
@@ -39,9 +48,13 @@ def build_plan(
     shard_size: int = _DEFAULT_SHARD,
     device: str = "auto",
     allow_nonfinite: bool = False,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
     files: Files | None = None,
 ) -> MergePlan:
     """Decide everything about a merge.
+
+    With variants, one merge reads its inputs once and writes a merged model for each into a folder of its own:
+    ``build_plan(recipe, variants={"weak": {"lambda": 0.3}, "strong": {"lambda": 1.0}})``. One result is held at a time.
 
     Args:
         recipe: What is asked for.
@@ -50,6 +63,8 @@ def build_plan(
         shard_size: Largest size of an output file in bytes.
         device: ``auto``, ``cpu`` or ``cuda[:N]``.
         allow_nonfinite: Whether inputs may hold NaN or infinity.
+        variants: Name, which is also that of a folder -> parameters that count in place of the recipe's. A method that
+            measures before it merges does so once for variants whose parameters are equal.
         files: The system calls to use.
 
     Raises:
@@ -60,17 +75,20 @@ def build_plan(
     # One made in Python, and not loaded, was not checked yet.
     recipe = check_recipe(recipe)
     method = find_method(recipe.merge_method)
-    inputs = _inputs(recipe, method, files or Files())
+    decided = decide_variants(recipe, variants)
+    inputs = _inputs(recipe, method, decided, files or Files())
     names = match_tensors(recipe, inputs)
     check_labels(inputs.parts, [name for name in names.order if name in names.merged], recipe.exclude)
     check_shapes(inputs, sorted(names.merged))
     steps = tuple((name, find_step(name).params.model_validate(given)) for name, given in recipe.prepare.items())
     layout = _layout(recipe, inputs, names, shard_size)
-    tasks = tuple(_tasks(recipe, inputs, names, layout, method))
+    params = params_of(recipe, decided, inputs, names, layout, method)
+    tasks = tuple(_tasks(recipe, inputs, names, layout, method, params))
     merged = [task for task in tasks if task.copied is None]
-    _check_measures(recipe, method, [task.params for task in merged if task.params])
-    blocks = _blocks(inputs, method, merged, memory, threads or len(os.sched_getaffinity(0)))
-    scales, base_scale = fisher_scales(recipe, inputs, next((task.params for task in merged), None))
+    of_each = tasks_of(decided, merged, params)
+    check_measures(of_each, method)
+    blocks = _blocks(inputs, method, of_each, memory, threads or len(os.sched_getaffinity(0)))
+    scales, base_scale = common_scales(of_each, inputs)
     beside = collect_side_files(inputs)
     return MergePlan(
         recipe=recipe,
@@ -78,7 +96,7 @@ def build_plan(
         needs=inputs.needs,
         steps=steps,
         tasks=tasks,
-        outputs=decide_outputs(recipe, method, layout, merged, shard_size),
+        outputs=decide_outputs(recipe, method, of_each, layout, shard_size),
         scales=scales,
         base_scale=base_scale,
         posteriors=tuple(posterior_prior(fisher) for fisher in inputs.fishers),
@@ -91,18 +109,24 @@ def build_plan(
         config=output_config(inputs, names, main_dtype(tasks)),
         side_files=beside.files,
         side_texts=beside.texts,
-        warnings=(
-            *plan_warnings(recipe, inputs, names, method, merged),
-            *beside.warnings,
-        ),
-        notes=(*plan_notes(recipe, inputs, names, merged), *beside.notes),
+        warnings=(*plan_warnings(recipe, inputs, names, method, of_each), *beside.warnings),
+        notes=(*plan_notes(recipe, inputs, names, of_each), *beside.notes),
     )
 
 
-def _inputs(recipe: Recipe, method: Method, files: Files) -> Inputs:
-    """Open all that the recipe names and the method reads."""
-    settings = ParameterLookup(recipe, method, recipe.models).settings()
-    inputs = resolve_inputs(recipe, method, _needs(recipe, method, settings), files)
+def _inputs(recipe: Recipe, method: Method, variants: Sequence[Variant], files: Files) -> Inputs:
+    """Open all that the recipe names and the method reads, in any variant."""
+    needs = []
+    for variant in variants:
+        settings = ParameterLookup(variant.recipe, method, variant.recipe.models).settings()
+        needs.append(_needs(variant.recipe, method, settings))
+        if (Input.BASE in needs[-1]) != (Input.BASE in needs[0]):
+            raise RecipeError(
+                f"{variant.recipe.origin.name}: whether the base is merged too is not as in variant "
+                f"'{variants[0].name}', and what is copied to all variants depends on it",
+                hint="merge it on its own",
+            )
+    inputs = resolve_inputs(recipe, method, frozenset[Input]().union(*needs), files)
     check_kinds(inputs)
     check_model_types(inputs.models, inputs.base)
     return with_ties(with_common_names(inputs), recipe.exclude, files)
@@ -135,18 +159,22 @@ def _layout(recipe: Recipe, inputs: Inputs, names: TensorMatch, shard_size: int)
     return plan_shards(entries(), shard_bytes=shard_size, metadata={"format": "pt"})
 
 
-def _tasks(recipe: Recipe, inputs: Inputs, names: TensorMatch, layout: Layout, method: Method) -> Iterator[TensorTask]:
-    lookup = ParameterLookup(recipe, method, inputs.entries)
-    positions = layer_positions(names.order, inputs.reference.config)
+def _tasks(
+    recipe: Recipe,
+    inputs: Inputs,
+    names: TensorMatch,
+    layout: Layout,
+    method: Method,
+    params: Mapping[str, Sequence[Params]],
+) -> Iterator[TensorTask]:
     for shard in layout.shards:
         for place in shard.tensors:
             name = place.name
             if name in names.copied:
                 yield TensorTask(place, copied=names.copied[name], twins=names.twins.get(name, ()))
                 continue
-            params = lookup.for_tensor(name, positions.get(name, 0.0))
             models = _of_each(inputs.models, name)
-            if method.copies(params) and not recipe.prepare:
+            if all(map(method.copies, params[name])) and not recipe.prepare:
                 yield TensorTask(place, copied=models[0])
                 continue
             yield TensorTask(
@@ -156,8 +184,8 @@ def _tasks(recipe: Recipe, inputs: Inputs, names: TensorMatch, layout: Layout, m
                 fishers=_of_each(inputs.fishers, name),
                 base_fisher=_of_each([inputs.base_fisher], name)[0] if inputs.base_fisher else None,
                 gradients=_of_each(inputs.gradients, name),
-                params=params,
-                scope=method.scope(params, place.shape),
+                params=params[name][0],
+                scope=max((method.scope(own, place.shape) for own in params[name]), key=list(Scope).index),
             )
 
 
@@ -167,18 +195,13 @@ def _of_each(checkpoints: Iterable[Checkpoint], name: str) -> tuple[Source, ...]
     return tuple(tensor for tensor in found if tensor is not None)
 
 
-def _check_measures(recipe: Recipe, method: Method, all_params: list[Params]) -> None:
-    measure = method.measure(all_params[0]) if all_params else None
-    if measure is not None and measure.over is MeasureOver.MODEL:
-        check_measure_constants(recipe, measure, all_params)
-
-
-def _blocks(inputs: Inputs, method: Method, merged: list[TensorTask], memory: int, threads: int) -> Blocks:
+def _blocks(inputs: Inputs, method: Method, variants: Sequence[VariantTasks], memory: int, threads: int) -> Blocks:
     n = len(inputs.models)
-    needed = {task.params: method.workspace(task.params, n) for task in merged} if method.workspace else {}
+    each = {id(task.params): task.params for _, tasks in variants for task in tasks}
+    needed = [method.workspace(params, n) for params in each.values()] if method.workspace else []
     return choose_blocks(
-        each=bytes_per_element(inputs.needs, n, max(needed.values(), default=None)),
-        units={unit_of(task.scope, task.target.shape) for task in merged},
+        each=bytes_per_element(inputs.needs, n, max(needed, default=None)),
+        units={unit_of(task.scope, task.target.shape) for task in variants[0][1]},
         n=n,
         memory=memory,
         threads=threads,

@@ -180,6 +180,11 @@ class MergePlan:
         """The files of a merged model: those of each have the same names, headers and sizes."""
         return self.outputs[0].layout
 
+    @property
+    def has_variants(self) -> bool:
+        """Whether there are several merged models, or one that was asked for as a variant, each with a name."""
+        return bool(self.outputs[0].folder)
+
     @cached_property
     def written_bytes(self) -> int:
         """Bytes of the weight files of all merged models."""

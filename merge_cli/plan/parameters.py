@@ -19,14 +19,20 @@ class ParameterLookup:
     """Resolves parameters: the model's own value, else the recipe's, else the method's default.
 
     A filter that does not match passes the question on to the next place. Results are kept, so that the many tensors
-    that have the same parameters share one object.
+    that have the same parameters share one object; so do the variants of a recipe, whose lookups share what is known.
     """
 
-    def __init__(self, recipe: Recipe, method: Method, entries: tuple[ModelEntry, ...]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        entries: tuple[ModelEntry, ...],
+        known: dict[_Key, Params] | None = None,
+    ) -> None:
         self._recipe = recipe
         self._method = method
         self._entries = entries
-        self._known: dict[_Key, Params] = {}
+        self._known = {} if known is None else known
         for name, field in method.params.model_fields.items():
             if is_constant(field):
                 self._check_constant(field.alias or name)

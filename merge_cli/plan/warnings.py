@@ -15,16 +15,30 @@ from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.matching import TensorMatch
 from merge_cli.plan.model import MergePlan, TensorTask
 from merge_cli.plan.side_files import config_donor
+from merge_cli.plan.variants import VariantTasks
 from merge_cli.plan.vocabulary_check import vocabulary_warnings
 from merge_cli.recipe import ModelEntry, Recipe
 from merge_cli.text import count_of, listed
 
 
 def plan_warnings(
-    recipe: Recipe, inputs: Inputs, names: TensorMatch, method: Method, merged: Sequence[TensorTask]
+    recipe: Recipe, inputs: Inputs, names: TensorMatch, method: Method, variants: Sequence[VariantTasks]
 ) -> Iterator[str]:
-    """Yield warnings in plain words; what only the tensors' numbers tell is not among them."""
+    """Yield warnings in plain words; what only the tensors' numbers tell is not among them.
+
+    Args:
+        recipe: What is asked for.
+        inputs: What is read.
+        names: Which tensors are merged.
+        method: The method.
+        variants: Of the recipe, each with the tasks that go through the method.
+    """
+    merged = variants[0][1]
     yield from recipe.origin.warnings
+    for variant, _ in variants:
+        if variant.name:
+            yield from variant.own.origin.warnings
+            yield from filter_warnings(variant.own, [task.target.name for task in merged])
     yield from names.warnings
     wide = [task.target.name for task in merged if any(model.dtype is DType.F64 for model in task.models)]
     if wide:
@@ -43,7 +57,8 @@ def plan_warnings(
     yield from _listed_twice(inputs)
     yield from filter_warnings(recipe, [task.target.name for task in merged])
     yield from _base_with_a_weight(recipe, inputs)
-    yield from _cautions(recipe, method, merged)
+    for variant, tasks in variants:
+        yield from (f"{variant.prefix}{caution}" for caution in _cautions(recipe, method, tasks))
     yield from config_warnings(inputs.parts, config_donor(inputs, names))
     yield from vocabulary_warnings(inputs)
     yield from stale_expert_warnings(inputs)
@@ -51,12 +66,13 @@ def plan_warnings(
         yield f"{inputs.reference.label} has no config.json, so neither has the output; transformers will not load it"
 
 
-def plan_notes(recipe: Recipe, inputs: Inputs, names: TensorMatch, merged: Sequence[TensorTask]) -> Iterator[str]:
+def plan_notes(recipe: Recipe, inputs: Inputs, names: TensorMatch, variants: Sequence[VariantTasks]) -> Iterator[str]:
     """Yield what was set right, or is done because the recipe says so: a strict merge allows these."""
     yield from inputs.notes()
     yield from names.notes
     yield from config_notes(inputs.parts, config_donor(inputs, names))
-    yield from filter_notes(recipe, merged, inputs.entries)
+    for variant, tasks in variants:
+        yield from filter_notes(variant.own, tasks, inputs.entries)
     without = [entry for entry in _base_entries(recipe, inputs) if not entry.parameters]
     if without:
         yield f"{without[0].model} is the base and one of the models: its task vector is zero, so it is left out"

@@ -118,6 +118,14 @@ class MethodRecord(_Part):
     source: Any = None
 
 
+class VariantRecord(_Part):
+    """One of several merged models: what it was given in place of the recipe's parameters, and what came of it."""
+
+    given: Annotated[dict[str, Any], BeforeValidator(_few)]
+    parameters: Any = None
+    counts: Any = None
+
+
 class Manifest(_Part):
     """What a manifest holds; what is of type Any is written for people and not read.
 
@@ -132,13 +140,14 @@ class Manifest(_Part):
         overrides: What ``--set`` changed in it.
         inputs: What was merged.
         steps: The preparing steps, with their parameters.
-        parameters: Each set of resolved parameters, with its tensors.
+        parameters: Each set of resolved parameters, with its tensors; of variants, each has its own.
         tensors: How many are merged, and which are copied.
         counts: What the method counted.
         diagnostics: What the method diagnosed.
         warnings: Warnings of the plan and of the method.
         notes: Notes of the plan.
         files: File -> SHA-256.
+        variants: Merged model, which is also its folder -> what is its own; empty where the only one is in no folder.
     """
 
     format: StrictInt = 1
@@ -158,6 +167,18 @@ class Manifest(_Part):
     warnings: Any = None
     notes: Any = None
     files: Annotated[Mapping[FileName, Digest], BeforeValidator(_few)]
+    variants: Annotated[Mapping[FileName, VariantRecord], BeforeValidator(_few)] = Field(default_factory=dict)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where the merged models lie, as seen from the output."""
+        return tuple(self.variants) or ("",)
+
+    @model_serializer(mode="wrap")
+    def _without_no_variants(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the variants where there are none."""
+        content: dict[str, Any] = dump(self)
+        return {key: value for key, value in content.items() if key != "variants" or value}
 
     @property
     def allows_nonfinite(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.plan import MergePlan
-from merge_cli.report.findings import findings
+from merge_cli.report.findings import counts, diagnostics, findings, predictions
 from merge_cli.stream import Outcome, StreamResult
 from merge_cli.text import format_bytes
 
@@ -54,8 +54,8 @@ class MergeReport:
         seconds: From the first byte read to the committed checkpoint.
         device: What it ran on.
         threads: Workers.
-        counts: What the method counted, such as ``clipped`` elements.
-        diagnostics: What the method says of its prospects, such as ``extrapolation``.
+        counts: What the method counted, such as ``clipped`` elements, in all variants together.
+        diagnostics: What the method says of its prospects, such as ``extrapolation``; of variants under their names.
         findings: What counts and diagnostics mean, in sentences that name the models.
         warnings: What a user should know.
         notes: What was set right or is as the recipe says.
@@ -100,7 +100,7 @@ def merge_report(plan: MergePlan, out: Path, written: Written, *, seconds: float
         left: What of the run could not be removed, in a sentence.
     """
     result = written.result
-    warnings = [*plan.warnings, *result.diagnosis.warnings]
+    warnings = [*plan.warnings, *predictions(plan, result)]
     if written.rotten_bytes:
         warnings.append(
             f"{format_bytes(written.rotten_bytes)} that a stopped run had written to {out}.partial had changed since "
@@ -122,9 +122,9 @@ def merge_report(plan: MergePlan, out: Path, written: Written, *, seconds: float
         seconds=round(seconds, 3),
         device=result.device,
         threads=plan.threads,
-        counts=dict(result.counts),
-        diagnostics=dict(result.diagnosis.values),
-        findings=findings(plan, result.diagnosis, result.counts),
+        counts=counts(result),
+        diagnostics=diagnostics(plan, result),
+        findings=findings(plan, result),
         warnings=tuple(warnings),
         notes=plan.notes,
         files=dict(written.weights),

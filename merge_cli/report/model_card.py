@@ -30,6 +30,7 @@ def model_card(plan: MergePlan, name: str, *, tool: str) -> str:
     }
     if not on_hub:
         del front["base_model"], front["base_model_relation"]
+    manifest = f"../{MANIFEST_FILE}" if plan.has_variants else MANIFEST_FILE
     parameters = sum(task.target.numel for task in plan.tasks)
     lines = [
         "---",
@@ -50,7 +51,7 @@ def model_card(plan: MergePlan, name: str, *, tool: str) -> str:
         *(f"| {each.role} | `{each.label}` |" for each in plan.inputs),
         "",
         f"{format_count(parameters)} parameters; {len(plan.merged)} tensors merged, "
-        f"{len(plan.tasks) - len(plan.merged)} copied. `{MANIFEST_FILE}` records inputs, parameters and digests.",
+        f"{len(plan.tasks) - len(plan.merged)} copied. `{manifest}` records inputs, parameters and digests.",
         "",
         "## Recipe",
         "",

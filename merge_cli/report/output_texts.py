@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from merge_cli.checkpoint import Files
 from merge_cli.plan import MergePlan
+from merge_cli.plan.outputs import Output
+from merge_cli.plan.variants import variant_of
 from merge_cli.recipe import Recipe
 from merge_cli.recipe.overrides import text_with
 from merge_cli.report.manifest import MANIFEST_FILE
@@ -40,8 +43,10 @@ def output_texts(
         inputs: Weight file of an input -> SHA-256; those that were not read or not to be hashed are not there.
         tool: Name and version of this program.
     """
-    texts = {"README.md": model_card(plan, out.name, tool=tool), RECIPE_FILE: _recipe(plan.recipe)}
-    texts |= _configuration(plan)
+    texts = {output.within("README.md"): _card(plan, output, out.name, tool) for output in plan.variants}
+    texts[RECIPE_FILE] = _recipe(plan.recipe)
+    for output in plan.variants:
+        texts |= {output.within(name): text for name, text in _configuration(plan).items()}
     for output in plan.outputs:
         index = output.layout.index()
         if index is not None:
@@ -53,6 +58,11 @@ def output_texts(
     known = dict(digests) | {name: _sha256(text) for name, text in texts.items()}
     content = plan_manifest(plan, out, result, known, inputs=inputs, tool=tool)
     return texts | {MANIFEST_FILE: json_text(content.model_dump())}
+
+
+def _card(plan: MergePlan, output: Output, name: str, tool: str) -> str:
+    recipe = variant_of(plan.recipe, output.folder, output.given).recipe
+    return model_card(replace(plan, recipe=recipe), f"{name}/{output.folder}" if output.folder else name, tool=tool)
 
 
 def _recipe(recipe: Recipe) -> str:
@@ -72,8 +82,9 @@ def digests_beside(plan: MergePlan, files: Files) -> dict[str, str]:
     Raises:
         CheckpointError: If a file that comes along cannot be read.
     """
-    texts = {name: _sha256(text) for name, text in _configuration(plan).items()}
-    return {name: files.sha256(source) for name, source in plan.side_files.items()} | texts
+    digests = {name: files.sha256(source) for name, source in plan.side_files.items()}
+    digests |= {name: _sha256(text) for name, text in _configuration(plan).items()}
+    return {output.within(name): digest for output in plan.variants for name, digest in digests.items()}
 
 
 def _configuration(plan: MergePlan) -> dict[str, str]:

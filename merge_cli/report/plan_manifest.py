@@ -11,8 +11,10 @@ from typing import Any
 from merge_cli.checkpoint.bounded_json import is_text
 from merge_cli.plan import MergePlan
 from merge_cli.plan.model import PlannedInput
+from merge_cli.plan.outputs import Output
 from merge_cli.recipe import Recipe
-from merge_cli.report.manifest import FORMAT, InputFile, InputRecord, Manifest, MethodRecord
+from merge_cli.report.findings import counts, diagnostics, predictions
+from merge_cli.report.manifest import FORMAT, InputFile, InputRecord, Manifest, MethodRecord, VariantRecord
 from merge_cli.stream import StreamResult
 
 
@@ -48,17 +50,30 @@ def plan_manifest(
         overrides=recipe.origin.overrides,
         inputs=tuple(_input_record(each, inputs) for each in plan.inputs),
         steps=[{"name": name, **params.model_dump(mode="json", by_alias=True)} for name, params in plan.steps],
-        parameters=_parameters(plan),
+        parameters=[] if plan.has_variants else _parameters(plan, plan.variants[0]),
         tensors={
             "merged": len(plan.merged),
             "copied": [task.target.name for task in plan.tasks if task.copied is not None],
         },
-        counts=result.counts,
-        diagnostics=dict(result.diagnosis.values),
-        warnings=[*plan.warnings, *result.diagnosis.warnings],
+        counts=counts(result),
+        diagnostics=diagnostics(plan, result),
+        warnings=[*plan.warnings, *predictions(plan, result)],
         notes=list(plan.notes),
         files=digests,
+        variants=_variants(plan, result) if plan.has_variants else {},
     )
+
+
+def _variants(plan: MergePlan, result: StreamResult) -> dict[str, VariantRecord]:
+    """Return what each variant was given, and what holds for it alone."""
+    return {
+        output.name: VariantRecord(
+            given=dict(output.given),
+            parameters=_parameters(plan, output),
+            counts=dict(result.outcomes[output.name].counts),
+        )
+        for output in plan.variants
+    }
 
 
 def _recipe_folder(recipe: Recipe, out: Path) -> str | None:
@@ -98,12 +113,13 @@ def recipe_data(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
-def _parameters(plan: MergePlan) -> list[dict[str, Any]]:
-    """Return each set of resolved parameters once, with the tensors that have it."""
+def _parameters(plan: MergePlan, output: Output) -> list[dict[str, Any]]:
+    """Return each set of a merged model's resolved parameters once, with the tensors that have it."""
     groups: dict[int, tuple[dict[str, Any], list[str]]] = {}
     for task in plan.merged:
-        assert task.params is not None
-        values = groups.setdefault(id(task.params), (task.params.model_dump(mode="json", by_alias=True), []))
+        params = output.params_of(task)
+        assert params is not None
+        values = groups.setdefault(id(params), (params.model_dump(mode="json", by_alias=True), []))
         values[1].append(task.target.name)
     everything = len(groups) == 1
     return [{"values": values, "tensors": "all" if everything else names} for values, names in groups.values()]

@@ -26,8 +26,9 @@ from functools import cached_property
 import numpy as np
 
 from merge_cli.checkpoint import Checkpoint, DType, Files, Reader
-from merge_cli.methods.contract import Input
+from merge_cli.methods.contract import Input, Params
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.plan.outputs import Output
 from merge_cli.stream.float_formats import COARSENESS, finite, rounded, step
 from merge_cli.stream.integers import differing_integers
 from merge_cli.stream.sample import Sample, alike, compared, take_sample
@@ -76,7 +77,8 @@ def _told_by_sample(plan: MergePlan, reader: Reader) -> Sequence[str]:
         warnings += look.strangers()
         if look.tuned:
             warnings += look.near_rounding()
-            warnings += look.lost_in_the_output()
+            for output in plan.variants:
+                warnings += look.lost_in_the_output(output)
     return warnings
 
 
@@ -181,7 +183,7 @@ class _Look:
                     f"{self.seen}; use checkpoints in float32 where there are"
                 )
 
-    def lost_in_the_output(self) -> Iterator[str]:
+    def lost_in_the_output(self, output: Output) -> Iterator[str]:
         """Say how much of the merged delta, taken as the weighted sum of the deltas, the output's dtype loses."""
         wanted, lost, moved, back = 0.0, 0.0, 0, 0
         names: dict[str, None] = {}
@@ -189,7 +191,7 @@ class _Look:
             dtype = task.target.dtype
             if dtype not in _NARROW:
                 continue
-            delta = np.array(_factors(task), np.float32) @ (part[1:] - part[0])
+            delta = np.array(_factors(task, output.params_of(task)), np.float32) @ (part[1:] - part[0])
             stored = rounded(part[0] + delta, dtype)
             error = finite(stored - part[0] - delta)
             wanted += share * float(np.square(delta, dtype=np.float64).sum())
@@ -199,16 +201,15 @@ class _Look:
             names[dtype.torch_name] = None
         if moved >= _FEWEST and lost >= _LOST**2 * wanted:
             yield (
-                f"the output's {' and '.join(names)} is too coarse for this merge: rounding changes the merged delta "
-                f"by {math.sqrt(lost / wanted):.2g} times its norm, and {back / moved:.0%} of the numbers that it "
-                f"changes round to the base's, {self.seen}; give out_dtype: float32, or larger weights"
+                f"{output.prefix}the output's {' and '.join(names)} is too coarse for this merge: rounding changes "
+                f"the merged delta by {math.sqrt(lost / wanted):.2g} times its norm, and {back / moved:.0%} of the "
+                f"numbers that it changes round to the base's, {self.seen}; give out_dtype: float32, or larger weights"
             )
 
 
-def _factors(task: TensorTask) -> list[float]:
+def _factors(task: TensorTask, params: Params | None) -> list[float]:
     """Return about how much of each delta a method takes: its weight, with lambda and normalize; else all of it."""
-    n, params = len(task.models), task.params
-    weights = [float(weight) for weight in getattr(params, "weight", (1.0,) * n)]
+    weights = [float(weight) for weight in getattr(params, "weight", (1.0,) * len(task.models))]
     total = sum(weights) if getattr(params, "normalize", False) else 1.0
     return [getattr(params, "scale", 1.0) * weight / (total or 1.0) for weight in weights]
 

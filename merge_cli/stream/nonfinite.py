@@ -6,6 +6,7 @@ from merge_cli.checkpoint import Reader, Source
 from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.exclusions import exclusion_line
+from merge_cli.plan.outputs import Output
 from merge_cli.stream.decode import is_finite
 
 
@@ -20,16 +21,17 @@ def input_error(plan: MergePlan, tensor: Source, reader: Reader) -> CheckpointEr
     return CheckpointError(message, hint=hint)
 
 
-def output_error(plan: MergePlan, task: TensorTask, reader: Reader) -> VerificationError:
+def output_error(plan: MergePlan, task: TensorTask, output: Output, reader: Reader) -> VerificationError:
     """Return what is raised where a result is not finite."""
-    place = task.target
+    place = output.layout.targets[task.target.name]
+    whole = f"the output {output.folder}".rstrip()
     if plan.allow_nonfinite and not all(is_sound(source, reader) for source in task.sources):
         why = "as did an input that --allow-nonfinite let through"
         hint = _way_out(plan, task, reader)
     else:
         why = "though its inputs are finite"
         hint = f"{place.dtype.torch_name} may be too narrow for it; choose a wider out_dtype, or smaller weights"
-    return VerificationError(f"'{place.name}' of the output holds NaN or infinity, {why}", hint=hint)
+    return VerificationError(f"'{place.name}' of {whole} holds NaN or infinity, {why}", hint=hint)
 
 
 def is_sound(tensor: Source, reader: Reader) -> bool:

@@ -49,7 +49,7 @@ class NumpyWorker(Worker):
         out = self.typed(self._raw_out[:nbytes], dtype)
         wrong = from_float32(numbers, dtype.torch_name, out)  # type: ignore[arg-type]
         if wrong and not (task.copied is not None and self.plan.allow_nonfinite):
-            raise output_error(self.plan, task, self.reader)
+            raise output_error(self.plan, task, outputs[0], self.reader)
         self.put(self._view_out[:nbytes], task, start, outputs)
 
     def copy(self, task: TensorTask, start: int, count: int) -> None:

@@ -89,7 +89,7 @@ class TorchWorker(Worker):
         if place.dtype.is_float and not allowed and not (_is_finite(out) and _fits(result, place.dtype)):
             if task.copied is not None:
                 self._note_nonfinite(int((~result.to(torch.float64).isfinite()).sum()), task.copied)
-            raise output_error(self.plan, task, self.reader)
+            raise output_error(self.plan, task, outputs[0], self.reader)
         self.put(self._view_out[:nbytes], task, start, outputs)
 
     def _raw(self, nbytes: int) -> tuple[Tensor, memoryview]:

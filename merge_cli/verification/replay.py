@@ -7,7 +7,7 @@ import json
 import random
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from merge_cli.version import TOOL
 
 # Twice what the file of a recipe may have; all that is wrong in more would take gigabytes to say.
 _MOST_CHARACTERS = 2_000_000
+
+# Folder of each merged model, as seen from the output -> the model, and what reads it.
+Opened = Mapping[str, tuple[Checkpoint, Reader]]
 
 
 @dataclass(frozen=True)
@@ -79,24 +82,23 @@ def replay_tensors(
     found: Verification,
     made: Manifest,
     replay: Replay,
-    checkpoint: Checkpoint,
-    reader: Reader,
+    out: Path,
+    opened: Opened,
     *,
     threads: int | None,
     listener: Listener | None,
 ) -> Verification:
-    """Compute tensors again and compare them."""
-    plan = _plan_again(made, replay, checkpoint, threads)
+    """Compute tensors again and compare them with those of every output that is there."""
+    plan = _plan_again(made, replay, out, threads)
     seed = None if replay.count is None else replay.seed if replay.seed is not None else secrets.randbelow(2**32)
     names = [task.target.name for task in plan.tasks]
     chosen = set(names) if seed is None else _chosen(names, replay.count or 0, seed)
     done: dict[str, list[Span]] = {
         task.target.name: [(0, task.target.numel)] for task in plan.tasks if task.target.name not in chosen
     }
-    files = [file for each in plan.inputs for file in each.files]
     with contextlib.ExitStack() as stack:
-        sinks = dict(_sinks(plan, checkpoint, reader, stack))
-        inputs = stack.enter_context(Reader(files))
+        sinks = dict(_sinks(plan, out, opened, stack))
+        inputs = stack.enter_context(Reader(plan.input_files))
         check_fishers(plan, inputs)
         stream(plan, sinks, inputs, listener, done=done)
     different = {
@@ -105,17 +107,20 @@ def replay_tensors(
         if output.name in sinks
         for name, what in sinks[output.name].different.items()
     }
-    extra = sorted(checkpoint.tensors.keys() - set(names))
+    extra = [
+        output.within(name)
+        for output in plan.variants
+        for name in sorted(sinks[output.name].checkpoint.tensors.keys() - set(names))
+    ]
     sources = compare_inputs(made, plan)
     if different or extra:
         blame_inputs(sources, Files())
     notes = (*found.notes, *input_notes(sources), *_changes(made, plan))
     problems = [f"'{name}' {what}, when it is computed again" for name, what in sorted(different.items())]
     problems += [f"{listed(extra)}: not in the recipe's output"] if extra else []
-    problems += _other_files(plan, checkpoint.root, Files())
-    good = tuple(
-        name for name in names if name in chosen and not any(name in sink.different for sink in sinks.values())
-    )
+    problems += _other_files(plan, out, Files())
+    wrong = {name for sink in sinks.values() for name in sink.different}
+    good = tuple(name for name in names if name in chosen and name not in wrong)
     return replace(found, replayed=good, seed=seed, problems=(*found.problems, *problems), notes=notes)
 
 
@@ -131,16 +136,21 @@ def _chosen(names: Sequence[str], count: int, seed: int) -> set[str]:
     return {names[i] for i in random.Random(seed).sample(range(len(names)), min(count, len(names)))}
 
 
-def _plan_again(made: Manifest, replay: Replay, checkpoint: Checkpoint, threads: int | None) -> MergePlan:
+def _plan_again(made: Manifest, replay: Replay, out: Path, threads: int | None) -> MergePlan:
     """Plan the recorded recipe with the inputs as they are now."""
-    out = checkpoint.root
     ways = [out / made.recipe_folder] if made.recipe_folder is not None else []
     first, *others = [replay.folder] if replay.folder is not None else [*ways, out.parent]
     name = f"the recipe in {out / MANIFEST_FILE}"
     origin = Origin(name, folder=first.resolve(), others=tuple(folder.resolve() for folder in others))
     try:
         recipe = _recipe(made, origin)
-        return build_plan(recipe, memory=replay.memory, threads=threads, allow_nonfinite=made.allows_nonfinite)
+        return build_plan(
+            recipe,
+            memory=replay.memory,
+            threads=threads,
+            allow_nonfinite=made.allows_nonfinite,
+            variants={name: variant.given for name, variant in made.variants.items()} or None,
+        )
     except RecipeError as error:
         hint = f"the manifest is damaged, or what {made.tool} wrote is no recipe of {TOOL}"
         raise _hinted(error, hint) from error
@@ -167,17 +177,14 @@ def _recipe(made: Manifest, origin: Origin) -> Recipe:
         raise RecipeError(f"{origin.name}: {first_finding(error)}") from error
 
 
-def _sinks(
-    plan: MergePlan, checkpoint: Checkpoint, reader: Reader, stack: contextlib.ExitStack
-) -> Iterator[tuple[str, _Comparing]]:
+def _sinks(plan: MergePlan, out: Path, opened: Opened, stack: contextlib.ExitStack) -> Iterator[tuple[str, _Comparing]]:
     """Yield each output that is there with what compares it."""
     for output in plan.outputs:
-        folder = checkpoint.root / output.folder
-        if not output.folder:
-            yield output.name, _Comparing(checkpoint, reader)
-        elif folder.is_dir():
-            other = open_checkpoint(folder)
-            yield output.name, _Comparing(other, stack.enter_context(Reader(other.files)))
+        if output.folder in opened:
+            yield output.name, _Comparing(*opened[output.folder])
+        elif (out / output.folder).is_dir():
+            checkpoint = open_checkpoint(out / output.folder)
+            yield output.name, _Comparing(checkpoint, stack.enter_context(Reader(checkpoint.files)))
 
 
 def _changes(made: Manifest, plan: MergePlan) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from merge_cli.report.manifest import read_manifest
 from merge_cli.stream import Listener, NullListener
 from merge_cli.text import listed
 from merge_cli.verification.digests import check_digests, check_names, not_finite
-from merge_cli.verification.replay import Replay, replay_tensors
+from merge_cli.verification.replay import Opened, Replay, replay_tensors
 
 
 def verify(
@@ -47,31 +48,42 @@ def verify(
     digests, problems = check_digests(out, made, threads, files, listener or NullListener())
     added, notes = check_names(out, made, files)
     problems += added
-    checkpoint: Checkpoint | None = None
-    try:
-        checkpoint = open_checkpoint(out, files=files)
-    except CheckpointError as error:
-        problems.append(error.message)
+    checkpoints: dict[str, Checkpoint] = {}
+    for folder in made.folders:
+        try:
+            checkpoints[folder] = open_checkpoint(out / folder, files=files)
+        except CheckpointError as error:
+            problems.append(error.message)
     found = replace(found, files=digests, problems=tuple(problems), notes=tuple(notes))
-    if checkpoint is None:
-        return found
-    with Reader(checkpoint.files, files) as reader:
-        wrong = list(not_finite(checkpoint, reader, listener or NullListener()))
-        allowed = made.allows_nonfinite
-        word = f"{listed(wrong)}: NaN or infinity" if wrong else ""
-        found = replace(
-            found,
-            tensors=len(checkpoint.tensors),
-            problems=(*found.problems, *([word] if wrong and not allowed else [])),
-            notes=(*found.notes, *([f"{word}, as the merge was allowed to"] if wrong and allowed else [])),
-        )
-        if replay is None:
+    with contextlib.ExitStack() as stack:
+        opened = {
+            folder: (checkpoint, stack.enter_context(Reader(checkpoint.files, files)))
+            for folder, checkpoint in checkpoints.items()
+        }
+        found = _looked_through(found, opened, listener or NullListener(), allowed=made.allows_nonfinite)
+        if replay is None or len(opened) < len(made.folders):
             return found
         try:
-            return replay_tensors(found, made, replay, checkpoint, reader, threads=threads, listener=listener)
+            return replay_tensors(found, made, replay, out, opened, threads=threads, listener=listener)
         except (CheckpointError, RecipeError) as error:
             # What is wrong with the output may be why; it must not be lost for what is wrong with the replay.
             if not found.problems:
                 raise
             problem = f"it cannot be computed again: {error.message}"
             return replace(found, problems=(*found.problems, problem))
+
+
+def _looked_through(found: Verification, opened: Opened, listener: Listener, *, allowed: bool) -> Verification:
+    """Look for NaN and infinity in the merged models."""
+    wrong = [
+        f"{folder}/{name}" if folder else name
+        for folder, (checkpoint, reader) in opened.items()
+        for name in not_finite(checkpoint, reader, listener)
+    ]
+    word = f"{listed(wrong)}: NaN or infinity" if wrong else ""
+    return replace(
+        found,
+        tensors=sum(len(checkpoint.tensors) for checkpoint, _ in opened.values()),
+        problems=(*found.problems, *([word] if wrong and not allowed else [])),
+        notes=(*found.notes, *([f"{word}, as the merge was allowed to"] if wrong and allowed else [])),
+    )

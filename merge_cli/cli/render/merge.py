@@ -58,7 +58,7 @@ def plan(
     facts.add_row("work", f"{count_of(planned.threads, 'worker')}, {planned.block_numel} elements per block, {device}")
     console.print(facts)
     if found is not None:
-        _sentences(findings(planned, found.diagnosis, found.counts))
+        _sentences(findings(planned, found))
         if every_tensor:
             diagnostics(found.diagnosis.values)
     if every_tensor:
@@ -114,7 +114,7 @@ def _measured_json(planned: MergePlan, found: StreamResult) -> dict[str, Any]:
     return {
         "counts": found.counts,
         "diagnostics": dict(found.diagnosis.values),
-        "findings": list(findings(planned, found.diagnosis, found.counts)),
+        "findings": list(findings(planned, found)),
         "predictions": list(found.diagnosis.warnings),
     }
 
