@@ -19,7 +19,7 @@ from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport
 from merge_cli.run import merge
 from merge_cli.stream import with_sample_warnings
-from merge_cli.stream.forking import can_fork
+from merge_cli.stream.executors import start_method
 from merge_cli.stream.journal import read_journal
 from tests.checkpoints import write_checkpoint
 from tests.crash.cases import RECIPES, contents, planned, write_models
@@ -90,7 +90,7 @@ class HalfADisk(Files):
         return super().pwrite(fd, view, offset)
 
 
-@pytest.mark.skipif(not can_fork(), reason="workers are not forked on this system")
+@pytest.mark.skipif(start_method() is None, reason="workers are not forked on this system")
 @pytest.mark.parametrize("name", RECIPES)
 def test_workers_that_are_processes_stop_at_a_full_disk_and_go_on_to_the_same_bytes(
     models: Path, tmp_path: Path, name: str
@@ -462,7 +462,7 @@ def test_torch_cannot_get_the_memory_for_its_buffers(
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     plan = planned(models, TIES)
-    monkeypatch.setattr("merge_cli.stream.engine.numpy_suffices", lambda plan: False)
+    monkeypatch.setattr("merge_cli.stream.workers.numpy_suffices", lambda plan: False)
     monkeypatch.setattr(torch, "empty", full)
     with pytest.raises(MemoryError):
         merge(plan, tmp_path / "out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,10 @@ class MergePlan:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is sent to another process: what was decided, not what has been derived from it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @cached_property
     def method(self) -> Method:
         """The method."""
@@ -174,6 +178,16 @@ class MergePlan:
     def input_files(self) -> list[FileIdentity]:
         """The weight files of all inputs."""
         return [file for each in self.inputs for file in each.files]
+
+    @cached_property
+    def alike(self) -> Mapping[str, str]:
+        """Merged model -> the first one that has the same parameters for every tensor."""
+        found: dict[tuple[int, ...], str] = {}
+        merged = self.merged
+        return {
+            output.name: found.setdefault(tuple(id(output.params_of(task)) for task in merged), output.name)
+            for output in self.variants
+        }
 
     @property
     def layout(self) -> Layout:

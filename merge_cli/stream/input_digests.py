@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,7 @@ class InputDigests:
         self._threads = ThreadPoolExecutor(plan.threads) if plan.threads > 1 else None
 
     @property
-    def followed(self) -> Container[Path]:
+    def followed(self) -> Collection[Path]:
         """The files that are hashed while they are read."""
         return self._files
 

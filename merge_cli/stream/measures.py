@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from merge_cli.methods.contract import Measure, Measured, Totals
@@ -12,7 +12,12 @@ from merge_cli.stream.journal import Span
 from merge_cli.stream.pipeline import Pipeline, blocks, pieces, ranges
 from merge_cli.stream.worker import Worker
 
-Share = tuple[TensorTask, Sequence[Span]]
+# The number of a task, and the blocks that are seen of its tensor.
+Share = tuple[int, Sequence[Span]]
+
+# Jobs of a round are at most, and for each worker about, so small a part of it. Few, because what each finds may be
+# large and must be combined; smaller ones last, so that workers end together.
+_LARGEST, _SMALLEST = 16, 16
 
 
 def first_state(pipeline: Pipeline, tasks: Sequence[TensorTask], stage: int, output: Output, measure: Measure) -> Any:
@@ -21,51 +26,58 @@ def first_state(pipeline: Pipeline, tasks: Sequence[TensorTask], stage: int, out
     return measure.start(totals, pipeline.params(stage, tasks[0], output))
 
 
-def shares(tasks: Sequence[TensorTask], plan: MergePlan, measure: Measure, state: Any) -> list[Share]:
-    """Return what a round sees, cut into what one job sees: a range, or of each tensor the pieces of a sample."""
-    wanted, total = measure.sample(state), sum(task.target.numel for task in tasks)
+def shares(plan: MergePlan, numbers: Sequence[int], measure: Measure, state: Any) -> list[Share]:
+    """Return what a round sees of the tensors of some tasks: all, in ranges, or of each the pieces of a sample."""
+    tasks = [(number, plan.tasks[number]) for number in numbers]
+    wanted, total = measure.sample(state), sum(task.target.numel for _, task in tasks)
     if wanted:
-        return [(task, pieces(task.target.numel, wanted * task.target.numel // total)) for task in tasks]
-    whole = [(task, span) for task in tasks for span in ranges((0, task.target.numel), plan.block_of(task))]
-    return [(task, blocks(span, plan.block_of(task))) for task, span in whole]
+        return [(number, pieces(task.target.numel, wanted * task.target.numel // total)) for number, task in tasks]
+    whole = [(number, span) for number, task in tasks for span in ranges((0, task.target.numel), plan.block_of(task))]
+    return [(number, blocks(span, plan.block_of(plan.tasks[number]))) for number, span in whole]
 
 
-def fold(
-    pipeline: Pipeline,
-    worker: Worker,
-    stage: int,
-    output: Output,
-    measure: Measure,
-    state: Any,
-    share: Share,
-    part: Any,
-) -> Any:
+def shared_out(shares: Sequence[Share], workers: int) -> Iterator[list[Share]]:
+    """Yield the shares of a round in groups, one for each job."""
+    total = left = sum(map(numel_of, shares))
+    group: list[Share] = []
+    size = 0
+    for share in shares:
+        group.append(share)
+        size += numel_of(share)
+        if size >= max(min(left / (3 * workers), total / _LARGEST), total / (_SMALLEST * workers)):
+            yield group
+            group, left, size = [], left - size, 0
+    if group:
+        yield group
+
+
+def numel_of(share: Share) -> int:
+    """Return how many elements a share has."""
+    return sum(count for _, count in share[1])
+
+
+def fold(pipeline: Pipeline, worker: Worker, stage: int, output: Output, state: Any, share: Share, part: Any) -> Any:
     """Add to a part what one share contributes to a round."""
-    task, spans = share
+    task = pipeline.plan.tasks[share[0]]
+    measure = pipeline.measure(stage, output, task)
+    assert measure is not None
     needs, params = measure.needs & pipeline.plan.needs, pipeline.params(stage, task, output)
-    for start, count in spans:
+    for start, count in share[1]:
         inputs = pipeline.inputs(worker, task, start, count, stage, needs)
         block = pipeline.block(inputs, task, start, stage, output, worker.tally)
         part = measure.fold(state, part, block, params)
     return part
 
 
-def combined(measure: Measure, parts: Iterable[Any]) -> Any:
-    """Return what several parts of a round have found together."""
-    whole: Any = None
-    for part in parts:
-        whole = part if whole is None else measure.combine(whole, part) if part is not None else whole
-    return whole
-
-
-def measure_alone(pipeline: Pipeline, worker: Worker, task: TensorTask, stage: int, output: Output) -> Any:
-    """Measure one tensor on one worker, from the first round to the last; return the value."""
+def measure_alone(pipeline: Pipeline, worker: Worker, number: int, stage: int, output: Output) -> Any:
+    """Measure the tensor of one task on one worker, from the first round to the last; return the value."""
+    task = pipeline.plan.tasks[number]
     measure = pipeline.measure(stage, output, task)
     assert measure is not None
     state = first_state(pipeline, [task], stage, output, measure)
     while not isinstance(state, Measured):
         part: Any = None
-        for share in shares([task], pipeline.plan, measure, state):
-            part = fold(pipeline, worker, stage, output, measure, state, share, part)
+        for share in shares(pipeline.plan, [number], measure, state):
+            part = fold(pipeline, worker, stage, output, state, share, part)
         state = measure.finish(state, part)
     return state.value

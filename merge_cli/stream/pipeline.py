@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -45,21 +45,44 @@ def _cut(span: Span, step: int) -> list[Span]:
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """The stages of a plan; stage ``len(steps)`` is the method.
+class Measurements:
+    """What has been measured; plain data, to be sent to other processes or kept for later.
 
     What a step measures holds for all merged models, what the method measures for those of the same parameters, under
     the name of the first of them.
 
     Attributes:
+        model: Over all tensors: (stage, merged model) -> value.
+        tensors: Over one tensor: tensor -> (stage, merged model) -> value.
+    """
+
+    model: dict[tuple[int, str], Any] = field(default_factory=dict)
+    tensors: dict[str, dict[tuple[int, str], Any]] = field(default_factory=dict)
+
+    def copy(self) -> Measurements:
+        """Return a copy that can be added to."""
+        return Measurements(dict(self.model), {name: dict(found) for name, found in self.tensors.items()})
+
+    def of(self, *tensors: str) -> Measurements:
+        """Return what a job on some tensors has to know."""
+        return Measurements(self.model, {name: self.tensors[name] for name in tensors if name in self.tensors})
+
+    def add(self, tensor: str, stage: int, output: str, value: Any) -> None:
+        """Take in what was measured over one tensor."""
+        self.tensors.setdefault(tensor, {})[stage, output] = value
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of a plan; stage ``len(steps)`` is the method.
+
+    Attributes:
         plan: The plan.
-        whole: Measured over all tensors: (stage, merged model) -> value.
-        single: Measured over one tensor: (stage, tensor, merged model) -> value, as long as it is needed.
+        known: What has been measured.
     """
 
     plan: MergePlan
-    whole: dict[tuple[int, str], Any]
-    single: dict[tuple[int, str, str], Any]
+    known: Measurements
 
     @property
     def method_stage(self) -> int:
@@ -82,7 +105,7 @@ class Pipeline:
         if stage < self.method_stage:
             return [self.plan.variants[0]]
         if task is None:
-            return [output for output in self.plan.variants if self._alike[output.name] == output.name]
+            return [output for output in self.plan.variants if self.plan.alike[output.name] == output.name]
         return [output for output in self.plan.variants if self._same(task, output) is output]
 
     def measure(self, stage: int, output: Output, task: TensorTask | None = None) -> Measure | None:
@@ -102,30 +125,21 @@ class Pipeline:
 
     def whole_model(self, stage: int, output: Output) -> Any:
         """Return what a stage has measured over all tensors, None where nothing."""
-        return self.whole.get((stage, self._alike[output.name] if stage == self.method_stage else output.name))
+        first = self.plan.alike[output.name] if stage == self.method_stage else output.name
+        return self.known.model.get((stage, first))
 
     def _measured(self, stage: int, task: TensorTask, output: Output) -> Any:
         """Return what a stage has measured for a tensor, None where nothing."""
         value = self.whole_model(stage, output)
-        if value is None and self.single:
+        if value is None and (measured := self.known.tensors.get(task.target.name)):
             first = self._same(task, output) if stage == self.method_stage else output
-            value = self.single.get((stage, task.target.name, first.name))
+            value = measured.get((stage, first.name))
         return value
 
     def _same(self, task: TensorTask, output: Output) -> Output:
         """Return the first merged model that has the same parameters for a tensor."""
         params = output.params_of(task)
         return next(each for each in self.plan.variants if each is output or each.params_of(task) is params)
-
-    @cached_property
-    def _alike(self) -> Mapping[str, str]:
-        """Merged model -> the first one that has the same parameters for every tensor."""
-        found: dict[tuple[int, ...], str] = {}
-        merged = self.plan.merged
-        return {
-            output.name: found.setdefault(tuple(id(output.params_of(task)) for task in merged), output.name)
-            for output in self.plan.variants
-        }
 
     def inputs(
         self, worker: Worker, task: TensorTask, start: int, count: int, stage: int, needs: frozenset[Input]

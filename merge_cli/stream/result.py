@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.journal import Record, Tally
-from merge_cli.stream.pipeline import Pipeline
+from merge_cli.stream.pipeline import Measurements, Pipeline
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ class StreamResult:
         outcomes: Merged model -> what was told of it; as a rule there is one.
         device: What it ran on.
         exceeds_page_cache: Whether the files would not fit into the page cache, so that what was read was dropped.
+        measured: What was measured before anything was merged.
     """
 
     outcomes: Mapping[str, Outcome]
     device: str
     exceeds_page_cache: bool
+    measured: Measurements = field(default_factory=Measurements)
 
     @property
     def counts(self) -> Mapping[str, int]:

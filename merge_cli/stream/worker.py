@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ class Sink(Protocol):
 class Worker(abc.ABC):
     """Reads blocks into buffers that are reused, and writes results.
 
+    ``drops`` says whether merging drops inputs from the page cache, but for ``followed``, which someone else drops.
     What :meth:`load` returns is overwritten by the next call. ``tally`` is what was counted in the range under way for
     all merged models alike, ``tallies`` what for one alone; ``checksums`` are those of what was written of it.
     """
@@ -46,6 +47,7 @@ class Worker(abc.ABC):
     sinks: Mapping[str, Sink]
     device: str
     drops: bool = False
+    followed: Collection[Path] = frozenset()
     tally: Tally = field(default_factory=Tally)
     tallies: dict[str, Tally] = field(default_factory=dict)
     checksums: dict[str, int] = field(default_factory=dict)

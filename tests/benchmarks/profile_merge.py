@@ -176,7 +176,7 @@ def wrapping(clock: Clock, method: str, steps: list[str]) -> Iterator[list[str]]
 def wrapping_worker(clock: Clock, plan: MergePlan) -> Iterator[None]:
     """Wrap the worker that a plan is given; another would import torch."""
     from merge_cli.stream import choose_device
-    from merge_cli.stream.engine import choose_worker
+    from merge_cli.stream.workers import choose_worker
 
     kind = choose_worker(plan, choose_device(plan.device))
     with contextlib.ExitStack() as stack:

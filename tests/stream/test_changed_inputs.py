@@ -14,7 +14,7 @@ from merge_cli.errors import CheckpointError
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.run import merge
 from merge_cli.stream import diagnose, with_sample_warnings
-from merge_cli.stream.forking import can_fork
+from merge_cli.stream.executors import start_method
 from tests.checkpoints import recipe_over, write_checkpoint
 
 # The header of this file is shorter than 200 bytes, and its tensor takes 400,000.
@@ -139,7 +139,7 @@ def test_a_file_that_is_only_touched_by_readers_has_not_changed(tmp_path: Path) 
     assert files.left < 0
 
 
-@pytest.mark.skipif(not can_fork(), reason="workers are not forked on this system")
+@pytest.mark.skipif(start_method() is None, reason="workers are not forked on this system")
 @pytest.mark.parametrize("change", [replace, rewrite, rewrite_unnoticed, grow, cut])
 def test_a_change_is_seen_too_where_workers_are_processes(change: Callable[[Path], None], tmp_path: Path) -> None:
     for name in ("base", "one"):

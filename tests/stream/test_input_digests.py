@@ -16,7 +16,7 @@ from merge_cli.plan import MergePlan
 from merge_cli.report import MergeReport
 from merge_cli.run import merge
 from merge_cli.stream import input_digests
-from merge_cli.stream.forking import can_fork
+from merge_cli.stream.executors import start_method
 from tests.crash.cases import RECIPES, contents, planned, write_models
 from tests.stream.test_progress import Recorder
 
@@ -84,7 +84,7 @@ def test_of_several_files_those_are_hashed_that_are_not_known(models: Path, tmp_
 def test_large_files_are_followed_while_they_are_read(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    if options.pop("processes", False) and not can_fork():
+    if options.pop("processes", False) and start_method() is None:
         pytest.skip("workers are not forked on this system")
     monkeypatch.setattr(input_digests, "_LEAST", 1)
     monkeypatch.setattr(input_digests, "_AT_A_TIME", 1000)

@@ -93,7 +93,7 @@ def _worker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "numpy":
         monkeypatch.setattr(backend, "CPU", NumpyBackend())
     if request.param == "torch":
-        monkeypatch.setattr("merge_cli.stream.engine.numpy_suffices", lambda plan: False)
+        monkeypatch.setattr("merge_cli.stream.workers.numpy_suffices", lambda plan: False)
 
 
 @pytest.mark.usefixtures("_worker")
