@@ -91,7 +91,8 @@ def mismatch(
         measured = measure_mismatch(planned, data, settings, prior_precision=prior, say=_say if shown else _say_nothing)
         render.warnings(measured.warnings)
     values, losses = (measured.values, measured.losses) if measured else (None, None)
-    removes = any(min(getattr(task.params, "weight", (0.0,))) < 0 for task in planned.merged)
+    weights = [planned.method.effective_weights(task.params) or (0.0,) for task in planned.merged]
+    removes = any(min(each) < 0 for each in weights)
     render.mismatch(mismatch_report(found.sums, values, losses, removes=removes), as_json=as_json)
 
 

@@ -15,6 +15,7 @@ from merge_cli.methods.contract import (
     Scale,
     Weights,
     per_model,
+    scaled_weights,
     setting,
     unusual_task_weights,
 )
@@ -65,6 +66,7 @@ METHOD = Method(
     differs="mergekit rescales so that each tensor's L1 norm stays (rescale: l1), which is the paper's only in "
     "expectation, and its masks depend on schedule and device; here they depend on seed, model, tensor and index",
     measure=measure_rescale,
+    effective_weights=lambda params: scaled_weights(params.weight, scale=params.scale, normalize=params.normalize),
     caution=caution,
     numpy=True,
     version=3,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merge_cli.kernels import Array, Election, ZeroSum, disjoint_merge
-from merge_cli.methods.contract import Block, Input, Method, setting
+from merge_cli.methods.contract import Block, Input, Method, scaled_weights, setting
 from merge_cli.methods.dare_linear import DareLinearParams, caution, measure_rescale
 from merge_cli.methods.prepare.dare import drop_at_random, rescaling
 
@@ -42,6 +42,7 @@ METHOD = Method(
     "method let the random drop take the place of trimming and sum instead of averaging; for rescale and masks see "
     "dare_linear. Dropping biases the election: lower lambda towards 1 / (1 + p + … + pⁿ⁻¹)",
     measure=measure_rescale,
+    effective_weights=lambda params: scaled_weights(params.weight, scale=params.scale, normalize=params.normalize),
     caution=caution,
     numpy=True,
     version=2,

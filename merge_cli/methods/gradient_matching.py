@@ -21,6 +21,7 @@ from torch import Tensor
 from merge_cli.kernels import chunk_sums, weighted_sum
 from merge_cli.methods.contract import (
     Block,
+    CurvatureScale,
     Diagnosis,
     Input,
     Measure,
@@ -280,6 +281,8 @@ METHOD = Method(
     differs="the authors' code has one weight for all models, no floor and no guard, and takes every expert as "
     "anchored at the base (anchor: base, curvature_floor: 0, prior_precision: 1e-12); no other maintained tool has it",
     measure=_measure,
+    effective_weights=lambda params: params.weight,
+    curvature_scale=lambda params: CurvatureScale(params.curvature == "mean", params.examples, params.base_examples),
     caution=_caution,
     diagnose=_diagnose,
     counts={

@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from merge_cli.kernels import Array, weighted_sum
-from merge_cli.methods.contract import Block, Input, Method, Params, Weights, per_model, unusual_average
+from merge_cli.methods.contract import Block, Input, Method, Params, Weights, per_model, scaled_weights, unusual_average
 
 
 class LinearParams(Params):
@@ -41,6 +41,7 @@ METHOD = Method(
     source="Wortsman et al. 2022, arXiv 2203.05482",
     differs="mergekit rounds weights and products to dtype before summing and divides by zero weights without a word; "
     "a base_model that is not among the models takes no part here, and crashes there",
+    effective_weights=lambda params: scaled_weights(params.weight, normalize=params.normalize),
     caution=lambda params: unusual_average(params.weight, normalize=params.normalize),
     numpy=True,
     version=2,

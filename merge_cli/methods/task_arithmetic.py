@@ -5,7 +5,17 @@ from __future__ import annotations
 from pydantic import Field
 
 from merge_cli.kernels import Array, weight_sum_or_one, weighted_sum
-from merge_cli.methods.contract import Block, Input, Method, Params, Scale, Weights, per_model, unusual_task_weights
+from merge_cli.methods.contract import (
+    Block,
+    Input,
+    Method,
+    Params,
+    Scale,
+    Weights,
+    per_model,
+    scaled_weights,
+    unusual_task_weights,
+)
 
 
 class TaskArithmeticParams(Params):
@@ -33,6 +43,7 @@ METHOD = Method(
     equation="merged = θ₀ + λ Σ wᵢ (θᵢ − θ₀)",
     source="Ilharco et al. 2023, arXiv 2212.04089",
     differs="mergekit computes in dtype, so bfloat16 recipes lose bits there",
+    effective_weights=lambda params: scaled_weights(params.weight, scale=params.scale, normalize=params.normalize),
     caution=lambda params: unusual_task_weights(params.weight, scale=params.scale, normalize=params.normalize),
     numpy=True,
     version=2,

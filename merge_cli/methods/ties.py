@@ -18,6 +18,7 @@ from merge_cli.methods.contract import (
     Scale,
     Weights,
     per_model,
+    scaled_weights,
     setting,
     unusual_task_weights,
 )
@@ -66,6 +67,7 @@ METHOD = Method(
     "(zero_sum: none); mergekit breaks ties in magnitude by the order of a sort, here every entry at the threshold is "
     "kept; of each tensor at least one entry is kept, whatever the density but zero",
     measure=_measure,
+    effective_weights=lambda params: scaled_weights(params.weight, scale=params.scale, normalize=params.normalize),
     caution=lambda params: unusual_task_weights(
         params.weight, scale=params.scale, normalize=params.normalize, density=params.density
     ),

@@ -13,6 +13,8 @@ from merge_cli.checkpoint import Checkpoint, Reader
 from merge_cli.errors import RecipeError
 from merge_cli.fisher import read_tensor
 from merge_cli.plan import MergePlan
+from merge_cli.plan.companions import FISHER
+from merge_cli.plan.roles import BASE, Role
 
 # Fidelity from which on the quadratic model does not hold.
 WORST_FIDELITY = 4.0
@@ -70,9 +72,8 @@ def compare(
         at: The merged model on the same data, with the tensors that are not merged as the expert has them.
         prior_precision: δ.
     """
-    by_role = {each.role: each.checkpoint for each in plan.inputs}
-    base, base_fisher = by_role["base"], by_role.get("base fisher")
-    fishers = [by_role[f"fisher {i}"] for i in range(plan.n)]
+    base, base_fisher = plan.by_role[BASE], plan.by_role.get(Role(FISHER))
+    fishers = [plan.by_role[Role(FISHER, i)] for i in range(plan.n)]
     gradients = [each.gradient for each in (*own, *at)]
     checkpoints = [each.checkpoint for each in (*own, *at)]
     everything = [*checkpoints, base, *fishers, *gradients, *([base_fisher] if base_fisher is not None else [])]
@@ -85,7 +86,7 @@ def compare(
 
         for task in plan.merged:
             name = task.target.name
-            weights: Sequence[float] = getattr(task.params, "weight", (1.0,) * plan.n)
+            weights = plan.method.effective_weights(task.params) or (1.0,) * plan.n
             here = [_wanted(read(each.gradient, name), name) for each in own]
             there = [_wanted(read(each.gradient, name), name) for each in at]
             curvature = torch.full_like(here[0], prior_precision)

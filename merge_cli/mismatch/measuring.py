@@ -31,9 +31,11 @@ from merge_cli.errors import RecipeError
 from merge_cli.fisher import Columns, FisherSettings, Probe, load_for, make_probe, write_gradient
 from merge_cli.fisher.hf_model import Loaded
 from merge_cli.methods.contract.prospects import less_far
+from merge_cli.methods.gradient_matching import GradientMatchingParams
 from merge_cli.mismatch.comparing import WORST_FIDELITY, At, Comparison, compare
 from merge_cli.mismatch.ways import merged_for
 from merge_cli.plan import MergePlan
+from merge_cli.plan.roles import MODEL, Role
 from merge_cli.report.mismatch import SCHEMES
 
 # Behind a data set's name: the columns of this one, as in ``rows.csv:text=sentence,label=category``.
@@ -79,8 +81,7 @@ def measure_mismatch(
         CheckpointError: If a model or data set cannot be used.
     """
     _check(plan, data)
-    by_role = {each.role: each.checkpoint for each in plan.inputs}
-    models = [by_role[f"model {i}"] for i in range(plan.n)]
+    models = [plan.by_role[Role(MODEL, i)] for i in range(plan.n)]
     with tempfile.TemporaryDirectory(prefix="merge-cli-") as scratch:
         folder = Path(scratch)
         probes, own = _probe_experts(plan, models, data, settings, folder, say)
@@ -125,8 +126,7 @@ def _check(plan: MergePlan, data: Sequence[str]) -> None:
             f"--data is given {len(data)} times, the recipe has {plan.n} models",
             hint="give the data of each model, in the order of the recipe",
         )
-    by_role = {each.role: each.label for each in plan.inputs}
-    merged = [by_role[f"model {i}"] for i, prior in enumerate(plan.posteriors) if prior is not None]
+    merged = [label for label, prior in zip(plan.labels(), plan.posteriors, strict=False) if prior is not None]
     if merged:
         raise RecipeError(
             f"{merged[0]} is itself a merge, so it has no data set of its own to measure on",
@@ -172,11 +172,12 @@ def _warnings(plan: MergePlan, found: dict[str, Comparison]) -> Iterator[str]:
     if not ours.fails:
         return
     first = next(iter(plan.merged), None)
-    weights: Sequence[float] = getattr(first.params if first else None, "weight", (1.0,) * plan.n)
+    params = first.params if first is not None else None
+    assert isinstance(params, GradientMatchingParams)
+    weights = params.weight
     added = [i for i, weight in enumerate(weights) if weight > 0]
     said = f"fidelity {ours.fidelity:.2g}" if ours.fidelity is not None and ours.fidelity > 0 else "it promised none"
-    params = first.params if first else None
-    advice = less_far(weights, anchor=getattr(params, "anchor", "auto"), box=getattr(params, "box", False))
+    advice = less_far(weights, anchor=params.anchor, box=params.box)
     if added:
         best = min(found, key=lambda scheme: math.fsum(found[scheme].increases[i] for i in added))
         advice += () if best == "gradient_matching" else (f"or use {best}, which raises the losses least here",)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from merge_cli.errors import ResourceError
 from merge_cli.kernels import GRAIN
-from merge_cli.methods.contract import Input, Scope
+from merge_cli.methods.contract import COMPANIONS, Input, Scope
 from merge_cli.text import format_bytes
 
 # Three quarters of a megabyte per row: larger blocks leave a core's cache, smaller ones spend more on calls. Best by a
@@ -67,7 +67,7 @@ def bytes_per_element(needs: frozenset[Input], n: int, workspace: float | None =
         n: Number of models.
         workspace: Float32 numbers that the method's temporaries take per element; None for as many as the rows.
     """
-    per_model = sum(need in needs for need in (Input.FISHER, Input.CURVATURE, Input.GRADIENTS)) + 1
+    per_model = sum(each in needs for companion in COMPANIONS for each in companion.inputs) + 1
     rows = n * per_model + 3
     return math.ceil(4 * (rows + (rows if workspace is None else workspace))) + _RAW_BYTES
 

@@ -9,10 +9,10 @@ from typing import Any
 from merge_cli.checkpoint import Checkpoint, DType, Files, Layout, Source, parse_float_dtype, plan_shards
 from merge_cli.errors import RecipeError
 from merge_cli.methods import find_method, find_step
-from merge_cli.methods.contract import Input, Method, Params, Scope
+from merge_cli.methods.contract import COMPANIONS, Input, Method, Params, Scope
 from merge_cli.plan.blocks import Blocks, bytes_per_element, choose_blocks, unit_of
 from merge_cli.plan.common_names import with_common_names
-from merge_cli.plan.companions import check_kinds, check_shapes, posterior_prior
+from merge_cli.plan.companions import FISHER, check_kinds, check_shapes, posterior_prior
 from merge_cli.plan.configs import check_model_types
 from merge_cli.plan.inputs import Inputs, resolve_inputs
 from merge_cli.plan.labels import check_labels
@@ -88,7 +88,7 @@ def build_plan(
     of_each = tasks_of(decided, merged, params)
     check_measures(of_each, method)
     blocks = _blocks(inputs, method, of_each, memory, threads or len(os.sched_getaffinity(0)))
-    scales, base_scale = common_scales(of_each, inputs)
+    scales, base_scale = common_scales(of_each, inputs, method)
     beside = collect_side_files(inputs)
     return MergePlan(
         recipe=recipe,
@@ -99,7 +99,7 @@ def build_plan(
         outputs=decide_outputs(recipe, method, of_each, layout, shard_size),
         scales=scales,
         base_scale=base_scale,
-        posteriors=tuple(posterior_prior(fisher) for fisher in inputs.fishers),
+        posteriors=tuple(posterior_prior(fisher) for fisher in inputs.companions.get(FISHER, ())),
         block_numel=blocks.numel,
         threads=blocks.threads,
         memory_bytes=memory,
@@ -134,11 +134,15 @@ def _inputs(recipe: Recipe, method: Method, variants: Sequence[Variant], files: 
 
 def _needs(recipe: Recipe, method: Method, settings: Params) -> frozenset[Input]:
     """Return what the method reads, given what the recipe names."""
-    available = {Input.BASE_FISHER, Input.BASE_CURVATURE} if recipe.base_fisher is not None else set()
-    if all(entry.gradient is not None for entry in recipe.models if entry.model != recipe.base_model):
-        available.add(Input.GRADIENTS)
+    entries = [entry for entry in recipe.models if entry.model != recipe.base_model]
+    given: set[str] = set()
+    for each in COMPANIONS:
+        if recipe.base_companion(each.kind) is not None:
+            given |= each.base_inputs
+        if all(entry.companion(each.kind) is not None for entry in entries):
+            given |= each.inputs
     try:
-        return method.needs(settings, frozenset(available))
+        return method.needs(settings, frozenset(given))  # type: ignore[arg-type]
     except ValueError as error:
         raise RecipeError(f"{recipe.origin.at('merge_method')}: {error}") from error
 
@@ -181,9 +185,8 @@ def _tasks(
                 place,
                 models=models,
                 base=_of_each([inputs.base], name)[0] if inputs.base and inputs.uses_base else None,
-                fishers=_of_each(inputs.fishers, name),
-                base_fisher=_of_each([inputs.base_fisher], name)[0] if inputs.base_fisher else None,
-                gradients=_of_each(inputs.gradients, name),
+                companions={kind: _of_each(group, name) for kind, group in inputs.companions.items()},
+                base_companions={kind: _of_each([each], name)[0] for kind, each in inputs.base_companions.items()},
                 params=params[name][0],
                 scope=max((method.scope(own, place.shape) for own in params[name]), key=list(Scope).index),
             )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from merge_cli.checkpoint import Checkpoint, renamed
 from merge_cli.plan.inputs import Inputs
+from merge_cli.plan.roles import BASE, MODEL, Role
 from merge_cli.text import count_of
 
 _OLD_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -65,12 +66,12 @@ def with_common_names(inputs: Inputs) -> Inputs:
     modern = any(name.endswith(new) for each in roles.values() for name in each.tensors for new in _OLD_NORM.values())
     if modern:
         roles = {role: _with_modern_norms(each) for role, each in roles.items()}
-    first = "base" if inputs.reference is inputs.base else "model 0"
+    first = BASE if inputs.reference is inputs.base else Role(MODEL, 0)
     for role, each in roles.items():
-        roles[first] = _unwrapped(roles[first], each) if role.startswith("model") else roles[first]
+        roles[first] = _unwrapped(roles[first], each) if role.kind == MODEL and role != BASE else roles[first]
     roles = {role: _unwrapped(each, roles[first]) for role, each in roles.items()}
     for role, each in roles.items():
-        prefix = find_prefix(roles[first], each) if role.startswith("model") else None
+        prefix = find_prefix(roles[first], each) if role.kind == MODEL and role != BASE else None
         # The reference is renamed where it is the one that no loader would understand, or only below a head.
         if prefix is not None and prefix.certain and prefix.superfluous == (prefix.longer is roles[first]):
             roles[first] = _renamed(roles[first], prefix)
@@ -78,7 +79,7 @@ def with_common_names(inputs: Inputs) -> Inputs:
         prefix = find_prefix(each, roles[first]) if role != first else None
         if prefix is not None and prefix.certain:
             roles[role] = _renamed(each, prefix)
-    return _replaced(inputs, roles)
+    return inputs.with_roles(roles)
 
 
 def find_prefix(own: Checkpoint, other: Checkpoint) -> Prefix | None:
@@ -156,17 +157,3 @@ def _with_modern_norms(checkpoint: Checkpoint) -> Checkpoint:
     if not names:
         return checkpoint
     return renamed(checkpoint, names, "gamma and beta of LayerNorm are called weight and bias, as others call them")
-
-
-def _replaced(inputs: Inputs, roles: Mapping[str, Checkpoint]) -> Inputs:
-    def each(what: str, group: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
-        return tuple(roles[f"{what} {i}"] for i in range(len(group)))
-
-    return replace(
-        inputs,
-        base=roles.get("base"),
-        base_fisher=roles.get("base fisher"),
-        models=each("model", inputs.models),
-        fishers=each("fisher", inputs.fishers),
-        gradients=each("gradient", inputs.gradients),
-    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from merge_cli.checkpoint import Checkpoint, Files
 from merge_cli.checkpoint.bounded_json import read_json
 from merge_cli.errors import CheckpointError, RecipeError
-from merge_cli.methods.contract import Input, Params
+from merge_cli.methods.contract import COMPANIONS, Companion, CurvatureScale, Input, Method, Params, companion
 from merge_cli.plan.inputs import Inputs
 from merge_cli.plan.misfits import first_few
 from merge_cli.recipe import Recipe
@@ -16,10 +16,9 @@ from merge_cli.text import count_of, listed
 _MANIFEST = "merge_manifest.json"
 # Characters of a name in a manifest; longer ones are none.
 _MOST_SHOWN = 1000
-_KINDS = frozenset({"fisher", "gradient", "precision"})
 # Beyond it float32 has infinity.
 _MOST_PRIOR = 3e38
-_WRONG_REDUCTION = {"fisher": "sum", "gradient": "mean"}
+FISHER = "fisher"
 
 
 def check_kinds(inputs: Inputs) -> None:
@@ -30,48 +29,50 @@ def check_kinds(inputs: Inputs) -> None:
     Raises:
         CheckpointError: Naming the file.
     """
+    known = {kind for each in COMPANIONS for kind in each.accepted}
     for role, found in inputs.by_role():
-        what = next((word for word in ("fisher", "gradient") if word in role), None)
-        if what is None:
+        if role.is_model:
             continue
-        kinds = ("fisher", "precision") if what == "fisher" else ("gradient",)
+        what = companion(role.kind)
         kind, reduction = found.metadata.get("kind"), found.metadata.get("reduction")
-        if kind in _KINDS and kind not in kinds:
-            raise CheckpointError(f"{found.label} says of itself that it is a {kind}; the recipe names it as a {what}")
-        if reduction == _WRONG_REDUCTION[what] and kind != "precision":
-            other = "mean" if reduction == "sum" else "sum"
+        if kind in known and kind not in what.accepted:
             raise CheckpointError(
-                f"{found.label} holds the {reduction} over examples; a {what} file holds their {other}",
-                hint=f"{'divide' if other == 'mean' else 'multiply'} it by the number of examples",
+                f"{found.label} says of itself that it is a {kind}; the recipe names it as a {what.kind}"
+            )
+        other = "sum" if what.reduction == "mean" else "mean"
+        if reduction == other and kind in (None, what.kind):
+            raise CheckpointError(
+                f"{found.label} holds the {reduction} over examples; a {what.kind} file holds their {what.reduction}",
+                hint=f"{'divide' if what.reduction == 'mean' else 'multiply'} it by the number of examples",
             )
 
 
 def check_shapes(inputs: Inputs, merged: Iterable[str]) -> None:
-    """Refuse Fishers and gradients that lack a merged tensor, or have it in another shape than the model.
+    """Refuse companions that lack a merged tensor, or have it in another shape than goes with the model's.
 
     Raises:
         CheckpointError: Naming some of such tensors.
     """
     names = list(merged)
-    base = [inputs.base_fisher] if inputs.base_fisher is not None else []
-    for what, checkpoints in (("Fisher", [*inputs.fishers, *base]), ("gradient", inputs.gradients)):
-        for checkpoint in checkpoints:
-            problems = [line for name in names if (line := _misfit(checkpoint, name, inputs.reference))]
-            if problems:
-                raise CheckpointError(
-                    f"the {what} {checkpoint.label} does not fit the models in {count_of(len(problems), 'tensor')}:\n"
-                    + first_few(problems),
-                    hint=f"is it the {what} of this model? leave tensors without one unmerged with `exclude:`",
-                )
+    for role, checkpoint in inputs.by_role():
+        what = None if role.is_model else companion(role.kind)
+        problems = [line for name in names if what and (line := _misfit(what, checkpoint, name, inputs.reference))]
+        if what is not None and problems:
+            raise CheckpointError(
+                f"the {what.title} {checkpoint.label} does not fit the models in "
+                f"{count_of(len(problems), 'tensor')}:\n" + first_few(problems),
+                hint=f"is it the {what.title} of this model? leave tensors without one unmerged with `exclude:`",
+            )
 
 
-def _misfit(checkpoint: Checkpoint, name: str, reference: Checkpoint) -> str | None:
-    tensor, wanted = checkpoint.find(name), reference.find(name)
-    if tensor is None or wanted is None:
+def _misfit(what: Companion, checkpoint: Checkpoint, name: str, reference: Checkpoint) -> str | None:
+    tensor, model = checkpoint.find(name), reference.find(name)
+    if tensor is None or model is None:
         return f"  {name} is missing"
-    if tensor.shape == wanted.shape and tensor.dtype.is_float:
+    expected = what.shape(model.shape)
+    if tensor.shape == expected and tensor.dtype.is_float:
         return None
-    return f"  {name} is {list(tensor.shape)} of {tensor.dtype.torch_name}, expected {list(wanted.shape)} of float32"
+    return f"  {name} is {list(tensor.shape)} of {tensor.dtype.torch_name}, expected {list(expected)} of float32"
 
 
 def posterior_prior(fisher: Checkpoint) -> float | None:
@@ -95,30 +96,33 @@ def posterior_prior(fisher: Checkpoint) -> float | None:
     return float(prior)
 
 
-def fisher_scales(recipe: Recipe, inputs: Inputs, params: Params | None) -> tuple[tuple[float, ...], float]:
+def fisher_scales(
+    recipe: Recipe, inputs: Inputs, method: Method, params: Params | None
+) -> tuple[tuple[float, ...], float]:
     """Return what each mean Fisher is multiplied with: N for the sum scale, 1 for the mean scale.
 
-    A method that reads curvature may have the parameters ``curvature`` (sum or mean), ``examples`` and
-    ``base_examples``, which override what the Fisher files say.
+    The method says from its parameters which scale it wants, and which numbers override what the Fisher files say.
 
     Raises:
         RecipeError: If neither says how many examples a Fisher stands for.
     """
-    if params is None or Input.CURVATURE not in inputs.needs or getattr(params, "curvature", "sum") == "mean":
-        return (1.0,) * len(inputs.models), 1.0
-    given = getattr(params, "examples", (None,) * len(inputs.models))
+    n = len(inputs.models)
+    wanted = method.curvature_scale(params) if params is not None else CurvatureScale(mean=True)
+    fishers, base = inputs.companions.get(FISHER, ()), inputs.base_companions.get(FISHER)
+    if Input.CURVATURE not in inputs.needs or wanted.mean:
+        return (1.0,) * n, 1.0
     scales = tuple(
         number
         if number is not None
         else 1.0
         if posterior_prior(fisher) is not None
         else _train_examples(recipe, fisher, "examples")
-        for number, fisher in zip(given, inputs.fishers, strict=True)
+        for number, fisher in zip(wanted.examples or (None,) * n, fishers, strict=True)
     )
-    if inputs.base_fisher is None:
+    if base is None:
         return scales, 1.0
-    base = getattr(params, "base_examples", None)
-    return scales, base if base is not None else _train_examples(recipe, inputs.base_fisher, "base_examples")
+    given = wanted.base_examples
+    return scales, given if given is not None else _train_examples(recipe, base, "base_examples")
 
 
 def _train_examples(recipe: Recipe, fisher: Checkpoint, parameter: str) -> float:

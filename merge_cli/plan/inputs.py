@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from merge_cli.checkpoint import Checkpoint, FileIdentity, Files, locate, open_checkpoint
 from merge_cli.errors import RecipeError
-from merge_cli.methods.contract import Input, Method
+from merge_cli.methods.contract import COMPANIONS, Companion, Input, Method
+from merge_cli.plan.roles import BASE, MODEL, Role
 from merge_cli.recipe import ModelEntry, Recipe
 
 
@@ -21,18 +22,16 @@ class Inputs:
             works on task vectors.
         models: Their checkpoints, in the same order.
         base: The base, None where the recipe names none.
-        fishers: One per model, or empty.
-        base_fisher: The base's Fisher.
-        gradients: One per model, or empty.
+        companions: Kind -> one checkpoint per model, of the kinds that are read.
+        base_companions: Kind -> the base's.
         needs: What the method and the preparing steps read.
     """
 
     entries: tuple[ModelEntry, ...]
     models: tuple[Checkpoint, ...]
     base: Checkpoint | None
-    fishers: tuple[Checkpoint, ...] = ()
-    base_fisher: Checkpoint | None = None
-    gradients: tuple[Checkpoint, ...] = ()
+    companions: Mapping[str, tuple[Checkpoint, ...]] = field(default_factory=dict)
+    base_companions: Mapping[str, Checkpoint] = field(default_factory=dict)
     needs: frozenset[Input] = frozenset()
 
     @property
@@ -50,15 +49,27 @@ class Inputs:
         """What is merged: the models, after the base where its numbers enter."""
         return (*((self.base,) if self.base is not None and self.uses_base else ()), *self.models)
 
-    def by_role(self) -> Iterator[tuple[str, Checkpoint]]:
-        """Yield each checkpoint with what it is: ``base``, ``model 0``, ``fisher 0``, ..."""
+    def by_role(self) -> Iterator[tuple[Role, Checkpoint]]:
+        """Yield each checkpoint with what it is: base, models, companions of the models, those of the base."""
         if self.base is not None:
-            yield "base", self.base
-        for role, group in (("model", self.models), ("fisher", self.fishers), ("gradient", self.gradients)):
+            yield BASE, self.base
+        for kind, group in ((MODEL, self.models), *self.companions.items()):
             for i, checkpoint in enumerate(group):
-                yield f"{role} {i}", checkpoint
-        if self.base_fisher is not None:
-            yield "base fisher", self.base_fisher
+                yield Role(kind, i), checkpoint
+        for kind, checkpoint in self.base_companions.items():
+            yield Role(kind), checkpoint
+
+    def with_roles(self, roles: Mapping[Role, Checkpoint]) -> Inputs:
+        """Return the same inputs with other checkpoints in their roles."""
+        return replace(
+            self,
+            base=roles.get(BASE),
+            models=tuple(roles[Role(MODEL, i)] for i in range(len(self.models))),
+            companions={
+                kind: tuple(roles[Role(kind, i)] for i in range(len(group))) for kind, group in self.companions.items()
+            },
+            base_companions={kind: roles[Role(kind)] for kind in self.base_companions},
+        )
 
     def notes(self) -> Iterator[str]:
         """Yield what was found out of the ordinary in a checkpoint and set right, with its name, once."""
@@ -118,31 +129,34 @@ def resolve_inputs(recipe: Recipe, method: Method, needs: frozenset[Input], file
     if recipe.prepare:
         # The steps work on task vectors; a base that the method takes for a model stays one, of a zero task vector.
         needs |= {Input.BASE, Input.DELTAS}
-    fishers: tuple[Checkpoint, ...] = ()
-    if needs & {Input.FISHER, Input.CURVATURE}:
-        fishers = tuple(resolver.open(_named(recipe, entry, "fisher")) for entry in entries)
-    gradients: tuple[Checkpoint, ...] = ()
-    if Input.GRADIENTS in needs:
-        gradients = tuple(resolver.open(_named(recipe, entry, "gradient")) for entry in entries)
-    base_fisher = None
-    if needs & {Input.BASE_FISHER, Input.BASE_CURVATURE}:
-        if recipe.base_fisher is None:
-            raise RecipeError(f"{origin.name}: {recipe.merge_method} needs base_fisher beside base_model")
-        base_fisher = resolver.open(recipe.base_fisher)
+    companions = {
+        each.kind: tuple(resolver.open(_named(recipe, entry, each.kind)) for entry in entries)
+        for each in COMPANIONS
+        if needs & each.inputs
+    }
+    base_companions = {
+        each.kind: resolver.open(_named_of_base(recipe, each)) for each in COMPANIONS if needs & each.base_inputs
+    }
     models = tuple(resolver.open(entry.model) for entry in entries)
     opened_base = resolver.open(base) if base is not None else None
-    return Inputs(entries, models, opened_base, fishers, base_fisher, gradients, needs)
+    return Inputs(entries, models, opened_base, companions, base_companions, needs)
 
 
 def _named(recipe: Recipe, entry: ModelEntry, what: str) -> str:
-    reference = getattr(entry, what)
+    reference = entry.companion(what)
     if reference is None:
         place = recipe.origin.at("models", recipe.models.index(entry))
         raise RecipeError(
             f"{place}: {recipe.merge_method} needs a {what} for {entry.model}",
             hint=f"add `{what}: PATH` beside its `model:`",
         )
-    assert isinstance(reference, str)
+    return reference
+
+
+def _named_of_base(recipe: Recipe, each: Companion) -> str:
+    reference = recipe.base_companion(each.kind)
+    if reference is None:
+        raise RecipeError(f"{recipe.origin.name}: {recipe.merge_method} needs {each.base_key} beside base_model")
     return reference
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Input, Method, Params, Scope, Step
 from merge_cli.plan.blocks import block_numel, unit_of
 from merge_cli.plan.outputs import Output, output_decisions, sha256_of
+from merge_cli.plan.roles import MODEL, Role
 from merge_cli.recipe import Recipe
 
 
@@ -25,9 +26,8 @@ class TensorTask:
         copied: The stored tensor to copy; None for a tensor that is merged. The fields below then count.
         models: The tensor in every model.
         base: The tensor in the base, None where the method does not read it.
-        fishers: Its Fisher in every model, or empty.
-        base_fisher: Its Fisher in the base.
-        gradients: Its gradient in every model, or empty.
+        companions: Kind -> what each model's companion holds of it, of the kinds that the method reads.
+        base_companions: Kind -> what the base's holds.
         params: The method's parameters for it, in the first of the merged models.
         scope: What the method must see of it at once.
         twins: The tensor in what else is merged, of one that is copied because no arithmetic makes sense on it. They
@@ -38,9 +38,8 @@ class TensorTask:
     copied: Source | None = None
     models: tuple[Source, ...] = ()
     base: Source | None = None
-    fishers: tuple[Source, ...] = ()
-    base_fisher: Source | None = None
-    gradients: tuple[Source, ...] = ()
+    companions: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
+    base_companions: Mapping[str, Source] = field(default_factory=dict)
     params: Params | None = None
     scope: Scope = Scope.ELEMENT
     twins: tuple[Source, ...] = ()
@@ -50,15 +49,16 @@ class TensorTask:
         """Everything that is read for it, once each."""
         if self.copied is not None:
             return (self.copied,)
-        single = tuple(tensor for tensor in (self.base, self.base_fisher) if tensor is not None)
-        return (*self.models, *single, *self.fishers, *self.gradients)
+        base = (self.base,) if self.base is not None else ()
+        beside = (tensor for group in self.companions.values() for tensor in group)
+        return (*self.models, *base, *self.base_companions.values(), *beside)
 
 
 @dataclass(frozen=True)
 class PlannedInput:
-    """One checkpoint that is read, and its role: ``base``, ``model 0``, ``fisher 0``, ``base fisher``, ..."""
+    """One checkpoint that is read, and what it is to the merge."""
 
-    role: str
+    role: Role
     checkpoint: Checkpoint
 
     @property
@@ -133,7 +133,16 @@ class MergePlan:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is sent to another process: what was decided, not what has been derived from it."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def labels(self, kind: str = MODEL) -> tuple[str, ...]:
+        """Return what the recipe calls its models, in order, or the models' companions of a kind."""
+        return tuple(each.label for each in self.inputs if each.role.kind == kind and each.role.index is not None)
+
+    @cached_property
+    def by_role(self) -> Mapping[Role, Checkpoint]:
+        """Return each checkpoint by what it is to the merge."""
+        return {each.role: each.checkpoint for each in self.inputs}
 
     @cached_property
     def method(self) -> Method:

@@ -161,13 +161,15 @@ def check_measures(variants: Sequence[VariantTasks], method: Method) -> None:
             check_measure_constants(variant.recipe, measure, params)
 
 
-def common_scales(variants: Sequence[VariantTasks], inputs: Inputs) -> tuple[tuple[float, ...], float]:
+def common_scales(variants: Sequence[VariantTasks], inputs: Inputs, method: Method) -> tuple[tuple[float, ...], float]:
     """Return what Fishers are multiplied with, see :func:`fisher_scales`; this is done once for all variants.
 
     Raises:
         RecipeError: If it is not the same in all, or not known.
     """
-    each = [fisher_scales(variant.recipe, inputs, tasks[0].params if tasks else None) for variant, tasks in variants]
+    each = [
+        fisher_scales(variant.recipe, inputs, method, tasks[0].params if tasks else None) for variant, tasks in variants
+    ]
     for (variant, _), scales in zip(variants, each, strict=True):
         if scales != each[0]:
             raise RecipeError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from merge_cli.checkpoint import DType
 from merge_cli.errors import RecipeError
-from merge_cli.methods.contract import Method
+from merge_cli.methods.contract import COMPANIONS, Method
 from merge_cli.plan.companions import stale_expert_warnings
 from merge_cli.plan.configs import config_notes, config_warnings
 from merge_cli.plan.filters import filter_notes, filter_warnings
@@ -102,14 +102,14 @@ def _unused(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
             f"{recipe.merge_method} does not use the base's weights; {recipe.base_model} gives configuration and "
             "tokenizer"
         )
-    fishers = [entry.model for entry in recipe.models if entry.fisher and not inputs.fishers]
-    if fishers:
-        yield f"the Fishers of {listed(fishers)} are not used by {recipe.merge_method}"
-    gradients = [entry.model for entry in recipe.models if entry.gradient and not inputs.gradients]
-    if gradients:
-        yield f"the gradients of {listed(gradients)} are not used by {recipe.merge_method} with these parameters"
-    if recipe.base_fisher is not None and inputs.base_fisher is None:
-        yield f"base_fisher is not used by {recipe.merge_method} with these parameters"
+    for each in COMPANIONS:
+        models = [entry.model for entry in recipe.models if entry.companion(each.kind)]
+        if models and each.kind not in inputs.companions:
+            so = " with these parameters" if each.optional else ""
+            yield f"the {each.title}s of {listed(models)} are not used by {recipe.merge_method}{so}"
+    for each in COMPANIONS:
+        if recipe.base_companion(each.kind) is not None and each.kind not in inputs.base_companions:
+            yield f"{each.base_key} is not used by {recipe.merge_method} with these parameters"
 
 
 def _listed_twice(inputs: Inputs) -> Iterator[str]:

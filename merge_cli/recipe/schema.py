@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,10 +16,12 @@ from pydantic import (
     Field,
     PrivateAttr,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 
 from merge_cli.checkpoint import parse_float_dtype
+from merge_cli.methods.contract import COMPANIONS
 from merge_cli.recipe.values import Value
 from merge_cli.recipe.yaml_document import Place
 
@@ -73,15 +75,28 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class ModelEntry(_Part):
+class _Model(_Part):
     """One model of a recipe."""
 
     model: Reference = Field(description="path of a checkpoint, or a hub id with an optional @revision")
     parameters: Parameters = Field(default_factory=dict, description="parameters of this model")
-    fisher: Reference | None = Field(None, description="checkpoint that holds this model's Fisher diagonal")
-    gradient: Reference | None = Field(
-        None, description="checkpoint that holds the gradient of this model's summed loss"
-    )
+
+    def companion(self, kind: str) -> str | None:
+        """Return what the recipe names as the model's companion of a kind."""
+        found: str | None = getattr(self, kind)
+        return found
+
+
+def _companion_fields() -> dict[str, Any]:
+    return {each.kind: (Reference | None, Field(None, description=each.description)) for each in COMPANIONS}
+
+
+if TYPE_CHECKING:
+    ModelEntry = _Model
+else:
+    # A key for every kind of companion.
+    ModelEntry = create_model("ModelEntry", __base__=_Model, __module__=__name__, __doc__=_Model.__doc__,
+                              **_companion_fields())  # fmt: skip
 
 
 class Exclusion(_Part):
@@ -147,12 +162,23 @@ class Origin:
         return f"{self.name}: {'.'.join(map(str, place))}" if place else self.name
 
 
-class Recipe(_Part):
+if TYPE_CHECKING:
+    _BaseCompanions = _Part
+else:
+    # A key for every companion that the base may have.
+    _BaseCompanions = create_model(
+        "_BaseCompanions",
+        __base__=_Part,
+        **{each.base_key: (Reference | None, Field(None, description=each.base_description))
+           for each in COMPANIONS if each.base is not None},
+    )  # fmt: skip
+
+
+class Recipe(_BaseCompanions):
     """A merge, as its author describes it."""
 
     merge_method: str = Field(description="what to do with the models")
     base_model: Reference | None = Field(None, description="checkpoint from which the models were fine-tuned")
-    base_fisher: Reference | None = Field(None, description="checkpoint that holds the base's Fisher diagonal")
     models: tuple[Annotated[ModelEntry, BeforeValidator(_entry)], ...] = Field(
         min_length=1, description="the models to merge, in order"
     )
@@ -173,10 +199,16 @@ class Recipe(_Part):
     _origin: Origin = PrivateAttr(default_factory=Origin)
 
     @model_validator(mode="after")
-    def _base_of_fisher(self) -> Self:
-        if self.base_fisher is not None and self.base_model is None:
-            raise ValueError("base_fisher is given without base_model")
+    def _base_of_companions(self) -> Self:
+        for each in COMPANIONS:
+            if self.base_companion(each.kind) is not None and self.base_model is None:
+                raise ValueError(f"{each.base_key} is given without base_model")
         return self
+
+    def base_companion(self, kind: str) -> str | None:
+        """Return what it names as the base's companion of a kind."""
+        found: str | None = getattr(self, f"base_{kind}", None)
+        return found
 
     @property
     def origin(self) -> Origin:

@@ -48,10 +48,9 @@ def _findings(plan: MergePlan, diagnosis: Diagnosis, counted: Mapping[str, int])
 
 
 def _of_models(plan: MergePlan, diagnosis: Diagnosis) -> Iterator[str]:
-    labels = {each.role: each.label for each in plan.inputs}
-    for i, said in enumerate(diagnosis.models):
+    for label, said in zip(plan.labels(), diagnosis.models, strict=False):
         if said:
-            yield f"{labels[f'model {i}']}: {said}"
+            yield f"{label}: {said}"
 
 
 def _of_elements(plan: MergePlan, counted: Mapping[str, int]) -> Iterator[str]:

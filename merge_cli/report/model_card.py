@@ -20,7 +20,7 @@ def model_card(plan: MergePlan, name: str, *, tool: str) -> str:
         tool: Name and version of this program.
     """
     method = plan.method
-    labels = list(dict.fromkeys(each.label for each in plan.inputs if each.role == "base" or "model" in each.role))
+    labels = list(dict.fromkeys(each.label for each in plan.inputs if each.role.is_model))
     on_hub = list(dict.fromkeys(label.partition("@")[0] for label in labels if _looks_like_hub_id(label, plan)))
     front = {
         "base_model": on_hub,

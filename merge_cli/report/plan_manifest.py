@@ -105,7 +105,7 @@ def _input_record(checkpoint: PlannedInput, sha256: Mapping[Path, str]) -> Input
         )
         for file in checkpoint.files
     )
-    return InputRecord.model_construct(role=checkpoint.role, reference=checkpoint.label, files=files)
+    return InputRecord.model_construct(role=str(checkpoint.role), reference=checkpoint.label, files=files)
 
 
 def recipe_data(recipe: Recipe) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import numpy as np
 
 from merge_cli.checkpoint import Checkpoint, Reader, model_identity
 from merge_cli.errors import CheckpointError
+from merge_cli.methods.contract import companion
 from merge_cli.plan import MergePlan
+from merge_cli.plan.roles import BASE, Role
 from merge_cli.stream.decode import read_numbers
 
 _SAMPLE = 1024
@@ -23,32 +25,21 @@ def check_fishers(plan: MergePlan, reader: Reader) -> None:
     Raises:
         CheckpointError: Naming the file and the model.
     """
-    by_role = {each.role: each.checkpoint for each in plan.inputs}
-    base = by_role.get("base")
 
     @cache
-    def identity(role: str) -> str:
-        return model_identity(by_role[role], reader)
+    def identity(role: Role) -> str:
+        return model_identity(plan.by_role[role], reader)
 
-    for role, found in by_role.items():
-        what, places = _measured_at(role)
-        places = [place for place in places if place in by_role]
-        if not places:
+    for role, found in plan.by_role.items():
+        if role.is_model or role.owner not in plan.by_role:
             continue
-        model, recorded = by_role[places[0]], found.metadata.get("model_identity")
+        what, model = companion(role.kind), plan.by_role[role.owner]
+        places = dict.fromkeys([role.owner, *([BASE] if what.at_base and BASE in plan.by_role else [])])
+        recorded = found.metadata.get("model_identity")
         if recorded and all(recorded != identity(place) for place in places):
-            raise _misplaced(what, found, model, is_base=base is not None and recorded == identity("base"))
-        _check_not_weights(what, found, model, reader)
-
-
-def _measured_at(role: str) -> tuple[str, list[str]]:
-    """Return what to call the input of a role, and the roles at which it may have been measured; none for a model."""
-    if role == "base fisher":
-        return "Fisher", ["base"]
-    kind, _, number = role.rpartition(" ")
-    if kind == "fisher":
-        return "Fisher", [f"model {number}", "base"]
-    return kind, [f"model {number}"] if kind == "gradient" else []
+            at_base = BASE in plan.by_role and recorded == identity(BASE)
+            raise _misplaced(what.title, found, model, is_base=at_base)
+        _check_not_weights(what.title, found, model, reader)
 
 
 def _misplaced(what: str, found: Checkpoint, model: Checkpoint, *, is_base: bool) -> CheckpointError:

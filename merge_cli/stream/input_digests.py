@@ -132,7 +132,8 @@ class InputDigests:
                     raise self._reader.changed(path)
 
     def _want(self, file: _File, end: int, *, least: int) -> None:
-        file.wanted = max(file.wanted, end)
+        # Of a companion that is read whole, a range of its tensor may lie beyond the end.
+        file.wanted = max(file.wanted, min(end, file.identity.size))
         if file.work is not None:
             if not file.work.done():
                 return

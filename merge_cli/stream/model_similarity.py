@@ -29,6 +29,7 @@ from merge_cli.checkpoint import Checkpoint, DType, Files, Reader
 from merge_cli.methods.contract import Input, Params
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
+from merge_cli.plan.roles import BASE, MODEL, Role
 from merge_cli.stream.float_formats import COARSENESS, finite, rounded, step
 from merge_cli.stream.integers import differing_integers
 from merge_cli.stream.sample import Sample, alike, compared, take_sample
@@ -101,9 +102,8 @@ class _Look:
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
         """The checkpoint of each row."""
-        by_role = {each.role: each.checkpoint for each in self.plan.inputs}
-        models = [by_role[f"model {i}"] for i in range(self.plan.n)]
-        return [by_role["base"], *models] if self.has_base else models
+        models = [self.plan.by_role[Role(MODEL, i)] for i in range(self.plan.n)]
+        return [self.plan.by_role[BASE], *models] if self.has_base else models
 
     @property
     def seen(self) -> str:
@@ -183,6 +183,10 @@ class _Look:
                     f"{self.seen}; use checkpoints in float32 where there are"
                 )
 
+    def _factors(self, task: TensorTask, params: Params | None) -> Sequence[float]:
+        """Return how much of each delta the method takes, as it says; else all of it."""
+        return self.plan.method.effective_weights(params) or (1.0,) * len(task.models)
+
     def lost_in_the_output(self, output: Output) -> Iterator[str]:
         """Say how much of the merged delta, taken as the weighted sum of the deltas, the output's dtype loses."""
         wanted, lost, moved, back = 0.0, 0.0, 0, 0
@@ -191,7 +195,7 @@ class _Look:
             dtype = task.target.dtype
             if dtype not in _NARROW:
                 continue
-            delta = np.array(_factors(task, output.params_of(task)), np.float32) @ (part[1:] - part[0])
+            delta = np.array(self._factors(task, output.params_of(task)), np.float32) @ (part[1:] - part[0])
             stored = rounded(part[0] + delta, dtype)
             error = finite(stored - part[0] - delta)
             wanted += share * float(np.square(delta, dtype=np.float64).sum())
@@ -205,13 +209,6 @@ class _Look:
                 f"the merged delta by {math.sqrt(lost / wanted):.2g} times its norm, and {back / moved:.0%} of the "
                 f"numbers that it changes round to the base's, {self.seen}; give out_dtype: float32, or larger weights"
             )
-
-
-def _factors(task: TensorTask, params: Params | None) -> list[float]:
-    """Return about how much of each delta a method takes: its weight, with lambda and normalize; else all of it."""
-    weights = [float(weight) for weight in getattr(params, "weight", (1.0,) * len(task.models))]
-    total = sum(weights) if getattr(params, "normalize", False) else 1.0
-    return [getattr(params, "scale", 1.0) * weight / (total or 1.0) for weight in weights]
 
 
 def _coarseness(dtype: DType) -> float:

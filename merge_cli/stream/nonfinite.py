@@ -45,7 +45,7 @@ def is_sound(tensor: Source, reader: Reader) -> bool:
 def _way_out(plan: MergePlan, task: TensorTask, reader: Reader) -> str:
     """Say how to copy the tensor from the base, or else from the first model that has it sound."""
     name, given = task.target.name, plan.recipe.exclude
-    donors = [each for each in plan.inputs if each.role == "base" or each.role.startswith("model ")]
+    donors = [each for each in plan.inputs if each.role.is_model]
     spoiled = []
     for donor in donors:
         tensor = donor.checkpoint.find(name)

@@ -10,14 +10,11 @@ from numpy.typing import NDArray
 
 from merge_cli.checkpoint import DType
 from merge_cli.kernels import PATTERNS, Array, count_nonfinite, from_float32, to_float32
-from merge_cli.methods.contract import Input
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.decode import read_rows
 from merge_cli.stream.nonfinite import output_error
 from merge_cli.stream.worker import Worker
-
-_NEEDS = frozenset({Input.BASE, Input.MODELS, Input.DELTAS})
 
 
 def numpy_suffices(plan: MergePlan) -> bool:
@@ -25,7 +22,6 @@ def numpy_suffices(plan: MergePlan) -> bool:
     return (
         plan.method.numpy
         and all(step.numpy for step, _ in plan.prepared_by)
-        and plan.needs <= _NEEDS
         and all(_suits(task) for task in plan.tasks)
     )
 
@@ -73,6 +69,9 @@ class NumpyWorker(Worker):
     def _raw(self, nbytes: int) -> tuple[NDArray[np.uint8], memoryview]:
         buffer = np.empty(nbytes, dtype=np.uint8)
         return buffer, buffer.data
+
+    def _from_numpy(self, numbers: NDArray[np.float32]) -> Array:
+        return numbers  # type: ignore[return-value]
 
     def typed(self, raw: NDArray[np.uint8], dtype: DType) -> NDArray[np.generic]:
         """Return bytes of a buffer as numbers of a dtype."""

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from merge_cli.checkpoint import DType, Source, to_torch
-from merge_cli.errors import CheckpointError
-from merge_cli.methods.contract import Input
+from merge_cli.checkpoint import DType, to_torch
 from merge_cli.plan import TensorTask
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.decode import read_rows
@@ -26,44 +26,6 @@ _SUMMED = (torch.bfloat16, torch.float32, torch.float64)
 @dataclass
 class TorchWorker(Worker):
     """Blocks are torch tensors."""
-
-    def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Input]) -> dict[Input, Tensor]:
-        """Read what any method may need, Fishers and gradients too."""
-        inputs = super().load(task, start, count, needs) | self._load_fishers(task, start, count, needs)
-        if Input.GRADIENTS in needs:
-            inputs[Input.GRADIENTS] = self._load_rows("gradients", task.gradients, start, count)
-        return inputs
-
-    def _load_fishers(self, task: TensorTask, start: int, count: int, needs: frozenset[Input]) -> dict[Input, Tensor]:
-        """Read Fishers; this is the one place where a mean Fisher becomes a curvature, H = N·F."""
-        inputs: dict[Input, Tensor] = {}
-        if needs & {Input.BASE_FISHER, Input.BASE_CURVATURE}:
-            assert task.base_fisher is not None
-            fisher = self._load_rows("base_fisher", [task.base_fisher], start, count)
-            _check_not_negative(fisher, [task.base_fisher])
-            if Input.BASE_FISHER in needs:
-                inputs[Input.BASE_FISHER] = fisher[0]
-            if Input.BASE_CURVATURE in needs:
-                inputs[Input.BASE_CURVATURE] = fisher[0] * self.plan.base_scale
-        if needs & {Input.FISHER, Input.CURVATURE}:
-            fishers = self._load_rows("fisher", task.fishers, start, count)
-            _check_not_negative(fishers, task.fishers)
-            if Input.FISHER in needs:
-                inputs[Input.FISHER] = fishers
-            if Input.CURVATURE in needs:
-                scales = torch.tensor(self.plan.scales, dtype=torch.float32, device=self.device)[:, None]
-                curvature = fishers * scales if Input.FISHER in needs else fishers.mul_(scales)
-                inputs[Input.CURVATURE] = self._less_prior(curvature, inputs.get(Input.BASE_CURVATURE))
-        return inputs
-
-    def _less_prior(self, curvature: Tensor, base: Tensor | None) -> Tensor:
-        """Take from each posterior precision what is the base's, so that the curvature of what was merged is left."""
-        for row, prior in zip(curvature, self.plan.posteriors, strict=False):
-            if prior is not None:
-                row.sub_(prior)
-                if base is not None:
-                    row.sub_(base)
-        return curvature
 
     def copy(self, task: TensorTask, start: int, count: int) -> None:
         """Write a run of a tensor that is copied."""
@@ -97,6 +59,9 @@ class TorchWorker(Worker):
         buffer = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.device != "cpu")
         return buffer, memoryview(buffer.numpy())  # type: ignore[arg-type]
 
+    def _from_numpy(self, numbers: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(numbers).to(self.device)
+
     def typed(self, raw: Tensor, dtype: DType) -> Tensor:
         """Return bytes of a buffer as numbers of a dtype."""
         return raw.view(to_torch(dtype))
@@ -117,12 +82,3 @@ def _is_finite(values: Tensor) -> bool:
     # Sums of float16 overflow as soon as a few numbers are large; float8 has none.
     wide = values if values.dtype in _SUMMED else values.to(torch.float32)
     return math.isfinite(wide.sum().item()) or bool(wide.isfinite().all())
-
-
-def _check_not_negative(rows: Tensor, tensors: Sequence[Source]) -> None:
-    for row, tensor in zip(rows, tensors, strict=True):
-        if row.min().item() < 0:
-            raise CheckpointError(
-                f"'{tensor.name}' in {tensor.file} has negative entries, which no Fisher diagonal has",
-                hint="is it a checkpoint, or a gradient?",
-            )

@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from merge_cli.checkpoint import DType, Reader, Source, StoredTensor
+from merge_cli.errors import CheckpointError
 from merge_cli.kernels import Array, lower
-from merge_cli.methods.contract import Input
+from merge_cli.methods.contract import COMPANIONS, Companion, Input
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.buffers import is_variance
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.checksums import checksum
-from merge_cli.stream.decode import decode_rows
+from merge_cli.stream.decode import decode_rows, is_finite, read_whole
 from merge_cli.stream.journal import Record, Span, Tally
 from merge_cli.stream.nonfinite import input_error
 
@@ -52,6 +56,7 @@ class Worker(abc.ABC):
     tallies: dict[str, Tally] = field(default_factory=dict)
     checksums: dict[str, int] = field(default_factory=dict)
     _rows: dict[str, Array] = field(default_factory=dict)
+    _kept: dict[str, tuple[tuple[Source, ...], Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Allocate the raw buffers: for a block of every model as it is stored, and for one of the output."""
@@ -104,13 +109,13 @@ class Worker(abc.ABC):
             for source in task.sources:
                 self.reader.drop_cache(source, *span, kept)
 
-    def load(self, task: TensorTask, start: int, count: int, needs: frozenset[Input]) -> dict[Input, Array]:
+    def load(self, task: TensorTask, start: int, count: int, needs: frozenset[str]) -> dict[str, Array]:
         """Read what is needed of elements ``start`` to ``start + count``; deltas are computed, curvature is scaled.
 
         Raises:
             CheckpointError: If an input is not finite, a Fisher is negative, or a file cannot be read.
         """
-        inputs: dict[Input, Array] = {}
+        inputs: dict[str, Array] = {}
         if needs & {Input.BASE, Input.DELTAS}:
             assert task.base is not None
             base = self._load_rows("base", [task.base], start, count)[0]
@@ -122,7 +127,67 @@ class Worker(abc.ABC):
                 inputs[Input.DELTAS] = models - base
         elif Input.DELTAS in needs:
             inputs[Input.DELTAS] = self._load_rows("models", task.models, start, count, less=base)
+        for each in COMPANIONS:
+            if needs & (each.inputs | each.base_inputs):
+                inputs |= self._load_companion(each, task, start, count, needs)
         return inputs
+
+    def _load_companion(
+        self, each: Companion, task: TensorTask, start: int, count: int, needs: frozenset[str]
+    ) -> dict[str, Array]:
+        """Read what a companion gives; this is the one place where a mean Fisher becomes a curvature, H = N·F."""
+        inputs: dict[str, Array] = {}
+        if needs & each.base_inputs:
+            sources = [task.base_companions[each.kind]]
+            row = self._companion_rows(each, each.base_key, sources, start, count)[0]
+            if each.base in needs:
+                inputs[each.base] = row
+            if each.base_scaled in needs:
+                inputs[each.base_scaled] = row * self.plan.base_scale
+        if needs & each.inputs:
+            rows = self._companion_rows(each, each.kind, task.companions[each.kind], start, count)
+            if each.rows in needs:
+                inputs[each.rows] = rows
+            if each.scaled in needs:
+                # Scaled in place, unless the method reads both.
+                scaled = rows + 0 if each.rows in needs else rows
+                inputs[each.scaled] = self._scaled(scaled, inputs.get(each.base_scaled or ""))
+        return inputs
+
+    def _companion_rows(self, each: Companion, name: str, sources: Sequence[Source], start: int, count: int) -> Array:
+        rows = self._whole(name, sources) if each.whole else self._load_rows(name, sources, start, count)
+        for row, source in zip(rows, sources, strict=True):
+            if each.least is not None and float(row.min()) < each.least:
+                raise CheckpointError(
+                    f"'{source.name}' in {source.file} has negative entries, which no Fisher diagonal has",
+                    hint="is it a checkpoint, or a gradient?",
+                )
+        return rows
+
+    def _scaled(self, rows: Array, base: Array | None) -> Array:
+        """Multiply rows with the numbers of examples, and take the base's part from each posterior precision.
+
+        What is left of a posterior precision is the curvature of what was merged.
+        """
+        for row, scale in zip(rows, self.plan.scales, strict=True):
+            row *= scale
+        for row, prior in zip(rows, self.plan.posteriors, strict=False):
+            if prior is not None:
+                row -= prior
+                if base is not None:
+                    row -= base
+        return rows
+
+    def _whole(self, name: str, sources: Sequence[Source]) -> Array:
+        """Return all of several tensors, kept until others are asked for by the same name."""
+        if name not in self._kept or self._kept[name][0] != tuple(sources):
+            rows = self._from_numpy(np.stack([read_whole(source, self.reader) for source in sources]))
+            if not self.plan.allow_nonfinite:
+                for source in sources:
+                    if not is_finite(source, self.reader):
+                        raise input_error(self.plan, source, self.reader)
+            self._kept[name] = tuple(sources), rows
+        return self._kept[name][1]
 
     def _load_rows(
         self, name: str, sources: Sequence[Source], start: int, count: int, less: Array | None = None
@@ -184,6 +249,10 @@ class Worker(abc.ABC):
         """Return a buffer of bytes, and a view of it."""
 
     @abc.abstractmethod
+    def _from_numpy(self, numbers: NDArray[np.float32]) -> Array:
+        """Return numbers where the work is done."""
+
+    @abc.abstractmethod
     def typed(self, raw: Any, dtype: DType) -> Any:
         """Return bytes of a buffer as numbers of a dtype."""
 
@@ -196,6 +265,6 @@ def _longest(task: TensorTask) -> Sequence[Source]:
     """Return the largest set of tensors that is read at a time."""
     if task.copied is not None:
         return (task.copied,)
-    single = [tensor for tensor in (task.base, task.base_fisher) if tensor is not None]
-    sets = (task.models, task.fishers, task.gradients, single)
+    single = [tensor for tensor in (task.base, *task.base_companions.values()) if tensor is not None]
+    sets = (task.models, single, *task.companions.values())
     return max(sets, key=lambda sources: sum(source.itemsize for source in sources))

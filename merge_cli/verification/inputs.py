@@ -47,8 +47,8 @@ class Compared:
 def compare_inputs(made: Manifest, plan: MergePlan) -> list[Compared]:
     """Return every input file of a merge, beside what is planned again."""
     recorded = {(each.role, file.name): file for each in made.inputs for file in each.files}
-    now = {(each.role, file.path.name): file for each in plan.inputs for file in each.files}
-    labels = {each.role: each.label for each in plan.inputs}
+    now = {(str(each.role), file.path.name): file for each in plan.inputs for file in each.files}
+    labels = {str(each.role): each.label for each in plan.inputs}
     keys = dict.fromkeys((*recorded, *now))
     return [Compared(f"{labels.get(key[0], key[0])}/{key[1]}", recorded.get(key), now.get(key)) for key in keys]
 

@@ -175,7 +175,7 @@ def test_a_memory_budget_that_is_too_small_is_refused(tmp_path: Path) -> None:
 def test_the_inputs_are_all_named_once_with_their_sizes(tmp_path: Path) -> None:
     family(tmp_path, base=F32, one=BF16, two=F32)
     found = plan(tmp_path, content())
-    assert [(each.role, each.label, each.nbytes) for each in found.inputs] == [
+    assert [(str(each.role), each.label, each.nbytes) for each in found.inputs] == [
         ("base", "base", 76),
         ("model 0", "one", 38),
         ("model 1", "two", 76),

@@ -36,7 +36,7 @@ def plan(folder: Path, method: str, models: list[dict[str, Any]], **recipe: Any)
 
 
 def roles(found: MergePlan) -> dict[str, str]:
-    return {each.role: each.label for each in found.inputs}
+    return {str(each.role): each.label for each in found.inputs}
 
 
 def refused(folder: Path, method: str, models: list[dict[str, Any]], **recipe: Any) -> str:
@@ -132,7 +132,7 @@ def test_each_model_has_its_fisher_and_the_base_its_own(folder: Path) -> None:
         "base": "base", "model 0": "two", "model 1": "one", "fisher 0": "fisher-two", "fisher 1": "fisher-one",
         "base fisher": "fisher-base",
     }  # fmt: skip
-    assert [fisher.file.parent.name for fisher in found.tasks[0].fishers] == ["fisher-two", "fisher-one"]
+    assert [fisher.file.parent.name for fisher in found.tasks[0].companions["fisher"]] == ["fisher-two", "fisher-one"]
     assert found.scales == (1000, 1000)
     assert found.base_scale == 1000
 

@@ -40,9 +40,9 @@ def plan(
     own = _per_model(planned)
     inputs = new_table("role", "checkpoint", "files", "size", *own)
     for each in planned.inputs:
-        kind, _, number = each.role.rpartition(" ")
-        values = [given[int(number)] if kind == "model" else "" for given in own.values()]
-        inputs.add_row(each.role, printable(each.label), str(len(each.files)), format_bytes(each.nbytes), *values)
+        number = each.role.index if each.role.is_model else None
+        values = [given[number] if number is not None else "" for given in own.values()]
+        inputs.add_row(str(each.role), printable(each.label), str(len(each.files)), format_bytes(each.nbytes), *values)
     console.print(inputs)
     console.print()
     facts = new_table("", "")
@@ -123,7 +123,7 @@ def _plan_json(planned: MergePlan) -> dict[str, Any]:
     return {
         "method": planned.recipe.merge_method,
         "inputs": [
-            {"role": each.role, "checkpoint": each.label, "files": len(each.files), "bytes": each.nbytes}
+            {"role": str(each.role), "checkpoint": each.label, "files": len(each.files), "bytes": each.nbytes}
             for each in planned.inputs
         ],
         "merged": len(planned.merged),

@@ -1,9 +1,10 @@
 """What a method is: a pure function from a block to a tensor, plus what it needs to know beforehand."""
 
-from merge_cli.methods.contract.advice import unusual_average, unusual_task_weights
+from merge_cli.methods.contract.advice import scaled_weights, unusual_average, unusual_task_weights
 from merge_cli.methods.contract.block import Block, Input, Masks
+from merge_cli.methods.contract.companions import COMPANIONS, Companion, companion
 from merge_cli.methods.contract.measure import Measure, Measured, MeasureOver, Totals, measure_sums
-from merge_cli.methods.contract.method import Diagnosis, Method, Scope, Step, element_wise
+from merge_cli.methods.contract.method import CurvatureScale, Diagnosis, Method, Scope, Step, element_wise
 from merge_cli.methods.contract.params import (
     Density,
     Params,
@@ -17,7 +18,10 @@ from merge_cli.methods.contract.params import (
 )
 
 __all__ = [
+    "COMPANIONS",
     "Block",
+    "Companion",
+    "CurvatureScale",
     "Density",
     "Diagnosis",
     "Input",
@@ -32,12 +36,14 @@ __all__ = [
     "Step",
     "Totals",
     "Weights",
+    "companion",
     "element_wise",
     "field_default",
     "is_constant",
     "is_per_model",
     "measure_sums",
     "per_model",
+    "scaled_weights",
     "setting",
     "unusual_average",
     "unusual_task_weights",

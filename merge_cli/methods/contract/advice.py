@@ -13,6 +13,12 @@ _MOST_CANCELLING = 3.0
 _SUM_TOLERANCE = 0.05
 
 
+def scaled_weights(weights: Sequence[float], *, scale: float = 1.0, normalize: bool) -> tuple[float, ...]:
+    """Return the weights times λ, divided by their sum with ``normalize``."""
+    total = sum(weights) if normalize else 1.0
+    return tuple(scale * weight / (total or 1.0) for weight in weights)
+
+
 def unusual_average(weights: Sequence[float], *, normalize: bool) -> str:
     """Say what is unusual about the weights of models that are averaged; empty where nothing is."""
     total = sum(weights)

@@ -166,10 +166,15 @@ class Block:
         """Give a second result of shape ``(numel,)``; it is written where the plan has an output for it."""
         self.emitted[what] = values
 
-    def _input(self, need: Input) -> Array:
+    def companion(self, name: str) -> Array:
+        """Return the rows that a companion gives, by the name in its row of the table, shape ``(n, ...)``."""
+        return self._input(name)
+
+    def _input(self, need: str) -> Array:
         try:
-            return self.inputs[need]
+            return self.inputs[need]  # type: ignore[index]
         except KeyError:
+            named = f"Input.{need.name}" if isinstance(need, Input) else repr(need)
             raise LookupError(
-                f"the method reads block.{need} without declaring it; add Input.{need.name} to what its needs() returns"
+                f"the method reads block.{need} without declaring it; add {named} to what its needs() returns"
             ) from None

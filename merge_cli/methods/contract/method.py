@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -30,6 +30,21 @@ class Diagnosis:
     models: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class CurvatureScale:
+    """How a method wants mean Fishers turned into curvatures.
+
+    Attributes:
+        mean: Whether they stay on the mean scale, so that all data sets count alike.
+        examples: What each model's is multiplied with; None, for a model or for all, is what its file says.
+        base_examples: The same for the base.
+    """
+
+    mean: bool = False
+    examples: tuple[float | None, ...] | None = None
+    base_examples: float | None = None
+
+
 class Scope(StrEnum):
     """The least that a method must see at once."""
 
@@ -49,6 +64,14 @@ def _never(_: Any) -> bool:
 def element_wise(params: Any, shape: tuple[int, ...]) -> Scope:
     """Return the scope of a method that sees any run of elements of any tensor."""
     return Scope.ELEMENT
+
+
+def _by_file(_: Any) -> CurvatureScale:
+    return CurvatureScale()
+
+
+def _all_of_each(_: Any) -> None:
+    return None
 
 
 def _usual(_: Any) -> str:
@@ -80,6 +103,9 @@ class Method:
         copies: ``params -> bool``: whether the result is the only model itself, so that its bytes can be copied.
         caution: ``params -> str``: what is unusual about the parameters, such as the total weight; empty where nothing
             is. Asked while planning.
+        effective_weights: ``params -> how much of each model, or of its task vector, the result takes``, were nothing
+            dropped, trimmed or weighed element by element; None for all of each.
+        curvature_scale: ``params -> CurvatureScale``; only asked where it reads curvatures.
         diagnose: ``(sums, measured, params) -> Diagnosis``: reads what :meth:`Block.add` summed, what the method's
             measure over the model found, and the parameters of one tensor.
         counts: What :meth:`Block.count` counts -> what became of so many elements, to be read behind their number.
@@ -102,6 +128,8 @@ class Method:
     measure: Callable[[Any], Measure | None] = _no_measure
     copies: Callable[[Any], bool] = _never
     caution: Callable[[Any], str] = _usual
+    effective_weights: Callable[[Any], Sequence[float] | None] = _all_of_each
+    curvature_scale: Callable[[Any], CurvatureScale] = _by_file
     diagnose: Callable[[Mapping[str, float], Any, Any], Diagnosis] = _nothing
     counts: Mapping[str, str] = field(default_factory=dict)
     emits: tuple[str, ...] = ()
