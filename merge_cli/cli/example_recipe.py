@@ -7,21 +7,20 @@ from typing import Any
 import yaml
 
 from merge_cli.methods import find_method
-from merge_cli.methods.contract import Input, is_per_model
-
-_VALUES: dict[str, Any] = {"weight": 0.5, "density": 0.5, "t": 0.5}
+from merge_cli.methods.contract import Input, field_examples, is_per_model
 
 
 def example_recipe(name: str) -> str:
-    """Return a recipe for two models (one where the method takes one) that gives every required parameter."""
+    """Return a recipe for two models (one where the method takes one) that gives every required parameter.
+
+    Of each model it also gives what the method has an example of.
+    """
     method = find_method(name)
-    required = {
-        field.alias or key: _VALUES.get(key, 1.0)
-        for key, field in method.params.model_fields.items()
-        if key in _VALUES or (field.is_required() and not is_per_model(field))
-    }
-    per_model = {key: value for key, value in required.items() if is_per_model(method.params.model_fields[key])}
-    shared = {key: value for key, value in required.items() if key not in per_model}
+    per_model: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
+    for key, field in method.params.model_fields.items():
+        if field.is_required() and (examples := field_examples(field)):
+            (per_model if is_per_model(field) else shared)[field.alias or key] = examples[0]
     available = frozenset({Input.BASE_FISHER, Input.BASE_CURVATURE})
     needs = method.needs(method.params.model_construct(), available)
     count = min(2, method.models[1] or 2)

@@ -27,7 +27,7 @@ class DareLinearParams(Params):
 
     weight: Weights = per_model(description="weight of the task vector")
     density: tuple[Density, ...] = per_model(
-        1.0, description="probability of keeping an entry, 1 - p; a small tensor keeps at least one"
+        1.0, example=0.5, description="probability of keeping an entry, 1 - p; a small tensor keeps at least one"
     )
     scale: Scale = 1.0
     normalize: bool = Field(False, description="divide by the sum of the weights")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from merge_cli.kernels import Array, Election, ZeroSum, disjoint_merge
 from merge_cli.methods.contract import Block, Input, Method, scaled_weights, setting
 from merge_cli.methods.dare_linear import DareLinearParams, caution, measure_rescale
@@ -31,6 +33,13 @@ def dare_ties(block: Block, params: DareTiesParams) -> Array:
     return merged
 
 
+def _rounds_before_deciding(params: DareTiesParams) -> bool:
+    """Whether an entry divided by its density, or by an L1 norm, is rounded before it votes."""
+    return params.rescale == "l1" or (
+        params.rescale is True and any(math.frexp(density)[0] not in (0, 0.5) for density in params.density)
+    )
+
+
 METHOD = Method(
     merge=dare_ties,
     params=DareTiesParams,
@@ -44,6 +53,7 @@ METHOD = Method(
     measure=measure_rescale,
     effective_weights=lambda params: scaled_weights(params.weight, scale=params.scale, normalize=params.normalize),
     caution=caution,
+    rounds_before_deciding=_rounds_before_deciding,
     numpy=True,
     version=2,
 )

@@ -28,7 +28,7 @@ from merge_cli.methods.contract import (
 class FisherParams(Params):
     """Parameters of fisher."""
 
-    weight: Weights = per_model(1.0, description="weight of the model; only ratios matter")
+    weight: Weights = per_model(1.0, example=0.5, description="weight of the model; only ratios matter")
     normalize_fisher: bool = setting(
         True, description="divide each Fisher by its L2 norm over the model, so that no model outweighs by scale alone"
     )

@@ -44,9 +44,10 @@ _RELATIVE_PRIOR = 0.01
 class GradientMatchingParams(Params):
     """Parameters of gradient_matching."""
 
-    weight: Weights = per_model(1.0, description="weight α of the task; negative to remove it")
+    weight: Weights = per_model(1.0, example=0.5, description="weight α of the task; negative to remove it")
     prior_precision: Annotated[float, Field(ge=0)] | Literal["auto"] = setting(
         "auto",
+        examples=[0.5],
         description="prior precision δ, added to the base's curvature, on the scale of the summed loss; auto: 0.01 "
         "times the mean of H₀; without base_fisher the mean of all Hᵢ, so that H₀ is that constant",
     )

@@ -9,7 +9,7 @@ from merge_cli.methods.contract import Block, Input, Method, Params, per_model
 class PassthroughParams(Params):
     """Parameters of passthrough."""
 
-    scale: tuple[float, ...] = per_model(1.0, description="factor that the tensor is multiplied with")
+    scale: tuple[float, ...] = per_model(1.0, example=0.75, description="factor that the tensor is multiplied with")
 
 
 def passthrough(block: Block, params: PassthroughParams) -> Array:

@@ -13,7 +13,7 @@ from merge_cli.methods.contract import Block, Input, MeasureOver, Method, Params
 class SlerpParams(Params):
     """Parameters of slerp."""
 
-    t: float = Field(description="where between the two: 0 is the base, 1 the other model")
+    t: float = Field(examples=[0.5, 0.25], description="where between the two: 0 is the base, 1 the other model")
 
 
 def slerp(block: Block, params: SlerpParams) -> Array:

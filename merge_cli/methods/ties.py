@@ -29,7 +29,9 @@ class TiesParams(Params):
     """Parameters of ties."""
 
     weight: Weights = per_model(description="weight of the task vector, multiplied in before election")
-    density: tuple[Density, ...] = per_model(1.0, description="fraction of entries to keep, largest magnitudes first")
+    density: tuple[Density, ...] = per_model(
+        1.0, example=0.5, description="fraction of entries to keep, largest magnitudes first"
+    )
     scale: Scale = 1.0
     normalize: bool = Field(True, description="divide by the weights of the models that agree (the disjoint mean)")
     trim: Literal["tensor", "model"] = setting(

@@ -17,10 +17,10 @@ from merge_cli.methods import find_method, method_names
 from merge_cli.plan import build_plan
 from merge_cli.recipe import load_recipe
 from merge_cli.report import model_card
+from merge_cli.testing import typical_params
 from tests.checkpoints import write_checkpoint
 from tests.fuzz.breaking import EXTREMES, break_bytes, break_tree
 from tests.fuzz.trying import listing, main
-from tests.methods.support import typical_params
 from tests.stream.families import N, recipe_for
 
 _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from merge_cli.methods import find_method, method_names
-from tests.methods.support import made, typical_params
+from merge_cli.testing import params_for, typical_params
 
 
 def caution(name: str, *weight: float, **values: Any) -> str:
     method = find_method(name)
     given = {"weight": weight, **values} if weight else values
-    return method.caution(made(method.params, len(weight) or 1, **given))
+    return method.caution(params_for(method.params, len(weight) or 1, **given))
 
 
 TASK_VECTORS = ["task_arithmetic", "dare_linear"]

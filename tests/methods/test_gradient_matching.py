@@ -15,7 +15,8 @@ import pytest
 
 from merge_cli.methods import find_method
 from merge_cli.methods.contract import Block, Input, Masks
-from tests.methods.support import Outcome, assert_close, family, made, merged, run
+from merge_cli.testing import Outcome, params_for, run, typical_params
+from tests.methods.support import assert_close, family, merged, smooth_tensors
 
 Array = np.ndarray
 SEEDS = [0, 1, 2]
@@ -539,7 +540,7 @@ def test_adding_and_removing_in_one_merge_cancels() -> None:
 def counts(s: Sites, weight: tuple[float, ...], curvature: Any, **values: Any) -> dict[str, int]:
     method = find_method("gradient_matching")
     inputs = family(base=s.base, models=s.models, curvature=curvature, base_curvature=s.base_curvature)
-    return run(method, made(method.params, len(weight), weight=weight, **values), {"tensor": inputs}).counts
+    return run(method, params_for(method.params, len(weight), weight=weight, **values), {"tensor": inputs}).counts
 
 
 def test_removal_leaves_a_share_kappa_of_the_base_s_precision_and_counts_where_it_had_to() -> None:
@@ -576,8 +577,8 @@ def test_removal_without_any_precision_to_remove_from_is_negation() -> None:
 def test_without_curvature_or_prior_of_the_base_it_is_refused() -> None:
     method = find_method("gradient_matching")
     with pytest.raises(ValueError, match="base_fisher or prior_precision"):
-        method.needs(made(method.params, 1, prior_precision=0), frozenset({Input.CURVATURE}))
-    needs = method.needs(made(method.params, 1, prior_precision=0.1), frozenset({Input.CURVATURE}))
+        method.needs(params_for(method.params, 1, prior_precision=0), frozenset({Input.CURVATURE}))
+    needs = method.needs(params_for(method.params, 1, prior_precision=0.1), frozenset({Input.CURVATURE}))
     assert needs == {Input.BASE, Input.DELTAS, Input.CURVATURE}
 
 
@@ -586,13 +587,13 @@ def test_gradients_are_read_only_where_the_anchor_asks_for_them() -> None:
     usual = {Input.BASE, Input.DELTAS, Input.CURVATURE, Input.BASE_CURVATURE}
     given = frozenset({Input.BASE_CURVATURE, Input.GRADIENTS})
     for anchor in ("base", "none"):
-        assert method.needs(made(method.params, 1, anchor=anchor), given) == usual
+        assert method.needs(params_for(method.params, 1, anchor=anchor), given) == usual
     for anchor in ("measured", "auto"):
-        assert method.needs(made(method.params, 1, anchor=anchor), given) == usual | {Input.GRADIENTS}
+        assert method.needs(params_for(method.params, 1, anchor=anchor), given) == usual | {Input.GRADIENTS}
     # Only one of them insists.
     given = frozenset({Input.BASE_CURVATURE})
-    assert method.needs(made(method.params, 1, anchor="auto"), given) == usual
-    assert method.needs(made(method.params, 1, anchor="measured"), given) == usual | {Input.GRADIENTS}
+    assert method.needs(params_for(method.params, 1, anchor="auto"), given) == usual
+    assert method.needs(params_for(method.params, 1, anchor="measured"), given) == usual | {Input.GRADIENTS}
 
 
 def test_curvatures_of_any_scale_that_float32_holds_are_merged() -> None:
@@ -623,7 +624,7 @@ def whole(**given: Any) -> Outcome:
         tensor: family(**{name: values[..., [at]] for name, values in rows.items()})
         for at, tensor in enumerate(("first", "second"))
     }
-    return run(method, made(method.params, len(rows["models"]), **given), tensors)
+    return run(method, params_for(method.params, len(rows["models"]), **given), tensors)
 
 
 def results(outcome: Outcome) -> list[float]:
@@ -790,16 +791,24 @@ def test_a_box_keeps_every_step_between_zero_and_the_task_vectors() -> None:
 def test_the_precision_of_the_merged_model_is_emitted() -> None:
     method = find_method("gradient_matching")
     inputs = family(base=[0, 0], models=[[1, 1], [1, 1]], curvature=[[1, 2], [30, 40]], base_curvature=[5, 6])
-    params = made(method.params, 2, weight=(2, 0.1), **{**PLAIN, "prior_precision": 0.5})
+    params = params_for(method.params, 2, weight=(2, 0.1), **{**PLAIN, "prior_precision": 0.5})
     emitted = run(method, params, {"tensor": inputs}).emitted["tensor"]
     # 5 + 0.5 + 2 · 1 + 3 and 6 + 0.5 + 2 · 2 + 4
     assert_close(emitted["precision"].numpy(), [10.5, 14.5])
 
 
+def test_a_precision_is_positive_whatever_the_parameters_are() -> None:
+    method = find_method("gradient_matching")
+    tensors = smooth_tensors(5, 2, {"first": 50, "second": 7})
+    for params in typical_params(method.params, 2):
+        for emitted in run(method, params, tensors).emitted.values():
+            assert bool((emitted["precision"] > 0).all())
+
+
 def test_the_guarded_precision_is_the_one_that_is_emitted() -> None:
     method = find_method("gradient_matching")
     inputs = family(base=[0], models=[[1]], curvature=[[5]], base_curvature=[2])
-    outcome = run(method, made(method.params, 1, weight=(-1,), **PLAIN), {"tensor": inputs})
+    outcome = run(method, params_for(method.params, 1, weight=(-1,), **PLAIN), {"tensor": inputs})
     assert_close(outcome.emitted["tensor"]["precision"].numpy(), [0.2])
 
 
@@ -808,7 +817,7 @@ def test_merged_models_compose_by_their_emitted_precision() -> None:
     s = sites(n=2)
     method = find_method("gradient_matching")
     first_inputs = family(base=s.base, models=s.models[:1], curvature=s.curvature[:1], base_curvature=s.base_curvature)
-    first = run(method, made(method.params, 1, weight=s.alpha[:1], **PLAIN), {"tensor": first_inputs})
+    first = run(method, params_for(method.params, 1, weight=s.alpha[:1], **PLAIN), {"tensor": first_inputs})
     curvature = first.emitted["tensor"]["precision"].double().numpy() - s.base_curvature
     composed = s.matched(
         models=np.stack([first.tensors["tensor"].double().numpy(), s.models[1]]),
@@ -822,7 +831,7 @@ def test_a_merged_model_is_anchored_whatever_the_others_are() -> None:
     # Its precision holds all that was merged into it. H₀ 2, H 3 and 5, task vectors 1 and 3.
     inputs = family(base=[0], models=[[1], [3]], curvature=[[3], [5]], base_curvature=[2])
     method = find_method("gradient_matching")
-    params = made(method.params, 2, **{**PLAIN, "anchor": "none"})
+    params = params_for(method.params, 2, **{**PLAIN, "anchor": "none"})
 
     def step(*posterior: bool) -> float:
         rows = {need: inputs[need] for need in method.needs(params, frozenset(inputs))}
@@ -836,7 +845,7 @@ def test_a_merged_model_is_anchored_whatever_the_others_are() -> None:
 
 def diagnosis(outcome: Outcome, n: int, **values: Any) -> Any:
     method = find_method("gradient_matching")
-    return method.diagnose(outcome.sums, outcome.measured["first"], made(method.params, n, **values))
+    return method.diagnose(outcome.sums, outcome.measured["first"], params_for(method.params, n, **values))
 
 
 def test_extrapolation_compares_the_step_with_the_task_vectors_in_the_merged_precision() -> None:
@@ -865,7 +874,7 @@ def test_the_forecast_for_task_arithmetic_is_the_mismatch_of_its_gradients() -> 
     gap = (s.column * s.curvature * (arithmetic - s.models)).sum(axis=0)
     inputs = family(base=s.base, models=s.models, curvature=s.curvature, base_curvature=s.base_curvature)
     method = find_method("gradient_matching")
-    params = made(method.params, 3, weight=s.alpha, **PLAIN)
+    params = params_for(method.params, 3, weight=s.alpha, **PLAIN)
     outcome = run(method, params, {"tensor": inputs})
     found = method.diagnose(outcome.sums, outcome.measured["tensor"], params)
     assert found.values["mismatch_of_task_arithmetic"] == pytest.approx(

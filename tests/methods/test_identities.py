@@ -15,8 +15,9 @@ from torch import Tensor
 
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Input
+from merge_cli.testing import Setup, params_for, run
 from tests import oracle
-from tests.methods.support import Inputs, Setup, assert_close, bits, family, made, merged, merged_model, run, stepped
+from tests.methods.support import Inputs, assert_close, bits, family, merged, merged_model, stepped
 
 TASK_VECTOR_METHODS = ["task_arithmetic", "ties", "dare_linear", "dare_ties"]
 SEEDS = [0, 1, 2]
@@ -103,7 +104,7 @@ def test_ties_lies_between_the_smallest_and_the_largest_entry_that_agrees(seed: 
 @pytest.mark.parametrize("method", ["linear", "fisher"])
 def test_averages_do_not_read_the_base_and_shift_with_their_models(method: str) -> None:
     found = find_method(method)
-    assert Input.BASE not in found.needs(made(found.params, 3, weight=(1, 2, 3)), frozenset(Input))
+    assert Input.BASE not in found.needs(params_for(found.params, 3, weight=(1, 2, 3)), frozenset(Input))
     inputs = random_family(0)
     shifted = {**inputs, Input.MODELS: inputs[Input.MODELS] + 5}
     assert_close(merged(method, shifted, weight=(1, 2, 3)), merged(method, inputs, weight=(1, 2, 3)) + 5)
@@ -302,9 +303,9 @@ def test_where_every_fisher_is_zero_and_nobody_is_favoured_the_weighted_mean_is_
 def test_elements_without_any_fisher_are_counted() -> None:
     method = find_method("fisher")
     inputs = {"a": family(models=[[0, 0, 0], [8, 8, 8]], fisher=[[0, 1, 0], [0, 0, 0]])}
-    assert run(method, made(method.params, 2), inputs).counts == {"no_fisher": 2}
+    assert run(method, params_for(method.params, 2), inputs).counts == {"no_fisher": 2}
     inputs = {"a": family(models=[[0], [8]], fisher=[[1], [0]])}
-    assert run(method, made(method.params, 2), inputs).counts == {}
+    assert run(method, params_for(method.params, 2), inputs).counts == {}
 
 
 @pytest.mark.parametrize("fisher_floor", [0.0, 1e-6])
@@ -646,7 +647,7 @@ def kept_by(drop_rate: float, *, seed: int = 0, name: str = "tensor", models: in
     """Return ones where the step keeps an entry, one row per model."""
     step = find_step("dare")
     inputs = {name: family(base=torch.zeros(numel), models=torch.ones(models, numel))}
-    params = made(step.params, models, drop_rate=drop_rate, rescale=False)
+    params = params_for(step.params, models, drop_rate=drop_rate, rescale=False)
     return run(step, params, inputs, Setup(seed=seed)).tensors[name]
 
 

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from merge_cli.methods import find_method, find_step, method_names
+from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Params, field_default, is_constant, is_per_model, per_model, setting
-from tests.methods.support import made
+from merge_cli.testing import params_for
 
 DENSITY_METHODS = ["ties", "dare_linear", "dare_ties"]
 
 
 def params(method: str, n: int, **values: Any) -> Params:
-    return made(find_method(method).params, n, **values)
+    return params_for(find_method(method).params, n, **values)
 
 
 @pytest.mark.parametrize("weight", [(1, -1), (0.1, 0.2, -0.3), (0, 0)])
@@ -106,13 +106,7 @@ def test_a_field_says_whether_it_holds_per_model_and_for_all_tensors() -> None:
     assert [field_default(field) for field in fields.values()] == [None, 0.5, 3, 1]
 
 
-@pytest.mark.parametrize("name", method_names())
-def test_a_passed_through_tensor_is_copied_only_if_nothing_changes_it(name: str) -> None:
-    method = find_method(name)
-    if name != "passthrough":
-        assert not method.copies(
-            made(method.params, 1, **{"weight": (1,)} if "weight" in method.params.model_fields else {"t": 0})
-        )
-        return
-    assert method.copies(made(method.params, 1))
-    assert not method.copies(made(method.params, 1, scale=(0.5,)))
+def test_a_passed_through_tensor_is_copied_only_if_nothing_changes_it() -> None:
+    method = find_method("passthrough")
+    assert method.copies(params_for(method.params, 1))
+    assert not method.copies(params_for(method.params, 1, scale=(0.5,)))

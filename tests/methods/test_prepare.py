@@ -12,8 +12,10 @@ from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Block, Input, Masks
 from merge_cli.methods.prepare import keep_largest
 from merge_cli.methods.prepare.dare import DareParams, dare
+from merge_cli.testing import Setup, measure, params_for, run
+from merge_cli.testing.arrays import same_bits
 from tests import oracle
-from tests.methods.support import Setup, assert_close, family, made, measure, run, same_bits, smooth_tensors, stepped
+from tests.methods.support import assert_close, family, smooth_tensors, stepped
 
 BASE = [0, 0, 0, 0]
 
@@ -38,7 +40,7 @@ def test_the_largest_entries_of_a_whole_model_may_lie_in_one_tensor() -> None:
         "a": family(base=BASE, models=[[1, 2, 3, 4], [50, 60, 70, 80]]),
         "b": family(base=BASE, models=[[10, 20, 30, 40], [5, 6, 7, 8]]),
     }
-    result = run(step, made(step.params, 2, density=0.5, scope="model"), tensors).tensors
+    result = run(step, params_for(step.params, 2, density=0.5, scope="model"), tensors).tensors
     assert result["a"].tolist() == [[0, 0, 0, 0], [50, 60, 70, 80]]
     assert result["b"].tolist() == [[10, 20, 30, 40], [0, 0, 0, 0]]
 
@@ -71,9 +73,9 @@ def test_dare_before_ties_is_the_paper_s_combination() -> None:
     step, method = find_step("dare"), find_method("ties")
     dropped = {
         **inputs,
-        Input.DELTAS: run(step, made(step.params, 3, drop_rate=0.5), {"tensor": inputs}).tensors["tensor"],
+        Input.DELTAS: run(step, params_for(step.params, 3, drop_rate=0.5), {"tensor": inputs}).tensors["tensor"],
     }
-    params = made(method.params, 3, weight=(1, 1, 1), density=(0.2, 0.2, 0.2))
+    params = params_for(method.params, 3, weight=(1, 1, 1), density=(0.2, 0.2, 0.2))
     result = run(method, params, {"tensor": dropped}).tensors["tensor"]
     masks = [oracle.keep_mask((0, 0, model, "tensor"), 300, 0.5) for model in range(3)]
     deltas = oracle.dare(inputs[Input.DELTAS].tolist(), masks, [0.5] * 3)
@@ -90,10 +92,10 @@ def test_dare_before_ties_is_the_paper_s_combination() -> None:
 def test_vectors_too_long_to_be_held_have_the_same_thresholds(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step = find_step("keep_largest")
     tensors = smooth_tensors(0, 2, {"first": 2 * GRAIN + 9, "second": 700})
-    params = made(step.params, 2, density=0.3, scope=scope)
+    params = params_for(step.params, 2, density=0.3, scope=scope)
     held = run(step, params, tensors)
     monkeypatch.setattr(keep_largest, "_MOST_COLLECTED", 100)
-    for setup in (Setup(block=GRAIN), Setup(block=GRAIN, shuffle=0), Setup(block=GRAIN, shuffle=1)):
+    for setup in (Setup(cut=1), Setup(cut=1, shuffle=0), Setup(cut=1, shuffle=1)):
         long = run(step, params, tensors, setup)
         assert same_bits(held.tensors, long.tensors)
         assert held.measured == long.measured
@@ -104,7 +106,7 @@ def test_thresholds_are_those_of_sorting() -> None:
     tensors = smooth_tensors(0, 2, {"first": 1000, "second": 500})
     density = (0.2, 0.7)
     for trim in ("tensor", "model"):
-        params = made(method.params, 2, weight=(1, 1), density=density, trim=trim)
+        params = params_for(method.params, 2, weight=(1, 1), density=density, trim=trim)
         found = measure(method, params, tensors)
         for name in tensors:
             vectors = tensors.values() if trim == "model" else [tensors[name]]
@@ -116,7 +118,7 @@ def test_thresholds_are_those_of_sorting() -> None:
 def test_nothing_is_searched_where_everything_or_nothing_is_kept() -> None:
     method = find_method("ties")
     tensors = smooth_tensors(0, 2, {"first": 10})
-    params = made(method.params, 2, weight=(1, 1), density=(1, 0))
+    params = params_for(method.params, 2, weight=(1, 1), density=(1, 0))
     assert measure(method, params, tensors) == {"first": [0.0, math.inf]}
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from merge_cli.methods import find_method, method_names
 from merge_cli.methods.contract import Params, is_per_model
 from merge_cli.plan import MergePlan, build_plan
+from merge_cli.testing import typical_params
 from tests.checkpoints import recipe_over, write_checkpoint
-from tests.methods.support import typical_params
 
 N = 3
 WEIGHTS = [0.5, 0.75, 1.25]

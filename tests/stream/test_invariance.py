@@ -14,9 +14,9 @@ from merge_cli.methods import find_method, method_names
 from merge_cli.methods.contract import Params
 from merge_cli.plan import MergePlan
 from merge_cli.run import merge
+from merge_cli.testing import typical_params
 from tests.checkpoints import read_checkpoint, write_checkpoint
 from tests.crash.cases import contents
-from tests.methods.support import typical_params
 from tests.stream.families import N, every_method, planned, recipe_for
 
 # (elements per block, workers, whether these are processes)

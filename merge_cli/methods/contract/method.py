@@ -110,6 +110,10 @@ class Method:
             measure over the model found, and the parameters of one tensor.
         counts: What :meth:`Block.count` counts -> what became of so many elements, to be read behind their number.
         emits: Names of what else it gives, to :meth:`Block.emit`; each may be written as an output of its own.
+        fixed_point: Parameters under which a model merged with copies of itself is returned, one value of each for all
+            models, beside weights that are equal and sum to 1 and defaults for the rest; None where there are none.
+        rounds_before_deciding: ``params -> bool``: whether it rounds numbers before they decide something, a sign by
+            their sum for one, so that those that cancel in the definition may not cancel here.
         numpy: Whether merge and measure also take numpy arrays, so that torch need not be imported for them: they use
             operators and :mod:`merge_cli.kernels` only, see :mod:`merge_cli.kernels.backend`.
         version: Raised whenever results change, so that no interrupted merge continues under another definition.
@@ -133,6 +137,8 @@ class Method:
     diagnose: Callable[[Mapping[str, float], Any, Any], Diagnosis] = _nothing
     counts: Mapping[str, str] = field(default_factory=dict)
     emits: tuple[str, ...] = ()
+    fixed_point: Mapping[str, Any] | None = field(default_factory=dict)
+    rounds_before_deciding: Callable[[Any], bool] = _never
     numpy: bool = False
     version: int = 1
 

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 Weights = tuple[float, ...]
 Density = Annotated[float, Field(ge=0, le=1)]
-Scale = Annotated[float, Field(alias="lambda", description="scale λ of the merged task vector")]
+Scale = Annotated[float, Field(alias="lambda", description="scale λ of the merged task vector", examples=[0.75])]
 
 
 class Params(BaseModel):
@@ -22,14 +22,23 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
-def per_model(default: Any = ..., *, description: str, constant: bool = False) -> Any:
-    """Declare a field with one value per model; without a default every model must be given one."""
+def per_model(default: Any = ..., *, description: str, constant: bool = False, example: Any = None) -> Any:
+    """Declare a field with one value per model; without a default every model must be given one.
+
+    Args:
+        default: The value of a model that is given none.
+        description: One line.
+        constant: Whether it must be the same for every tensor.
+        example: A value to show, and to test with, where the default switches something off.
+    """
     extra = {
         "per_model": True,
         "constant": constant,
         "required": default is ...,
         "each": None if default is ... else default,
     }
+    if example is not None:
+        extra["example"] = example
     return Field(..., description=description, json_schema_extra=extra)
 
 
@@ -53,6 +62,13 @@ def field_default(field: FieldInfo) -> Any:
     if is_per_model(field):
         return _extra(field).get("each")
     return None if field.is_required() else field.default
+
+
+def field_examples(field: FieldInfo) -> list[Any]:
+    """Return values to show and to test with: those the field names; one half where a number must be given."""
+    given = [_extra(field)["example"]] if "example" in _extra(field) else list(field.examples or ())
+    required = bool(_extra(field)["required"]) if is_per_model(field) else field.is_required()
+    return given or ([0.5] if required else [])
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+'''The battery of tests that every method and preparing step passes, for those of other packages too.
+
+A method of your own is a package with one module and an entry point. ``my_median/__init__.py``:
+
+    from merge_cli.kernels import Array, higher, lower
+    from merge_cli.methods.contract import Block, Input, Method, Params
+
+
+    def middle(block: Block, params: Params) -> Array:
+        """Return the middle one of three models, element by element."""
+        one, two, three = block.models
+        return higher(lower(one, two), lower(higher(one, two), three))
+
+
+    METHOD = Method(
+        merge=middle,
+        params=Params,
+        needs=lambda params, given: frozenset({Input.MODELS}),
+        summary="the median of three models",
+        equation="merged = median(θ₁, θ₂, θ₃)",
+        source="no paper: the median",
+        models=(3, 3),
+        numpy=True,
+    )
+
+its ``pyproject.toml`` names it:
+
+    [project.entry-points."merge_cli.methods"]
+    median_of_three = "my_median:METHOD"
+
+and its test runs the battery against the definition, once more, as loops over plain numbers:
+
+    import pytest
+    from merge_cli.testing import method_checks, per_tensor
+    from my_median import METHOD
+
+    @per_tensor
+    def oracle(tensor, params):
+        return [sorted(values)[1] for values in zip(*tensor.models)]
+
+    @pytest.mark.parametrize("check", method_checks(METHOD, oracle=oracle), ids=str)
+    def test_it_keeps_the_rules(check):
+        check()
+
+A check raises :class:`RuleBroken`, which says what was broken, with which parameters, and what to do. What holds for a
+method alone it says itself: values of its parameters to test with (``examples``), ``fixed_point``, ``scope``,
+``rounds_before_deciding``. Methods that declare ``numpy=True`` are tested without torch, and with it where it is
+installed; others with torch, on a GPU too where there is one.
+'''
+
+from importlib.util import find_spec
+
+if find_spec("hypothesis") is None:
+    raise ModuleNotFoundError("merge_cli.testing needs hypothesis: pip install 'merge-cli-nn[test]'", name="hypothesis")
+
+from merge_cli.testing.battery import Check, check_method, check_step, method_checks, step_checks
+from merge_cli.testing.block_rules import check_any_block_size, check_last_block, check_measure_order, check_scope
+from merge_cli.testing.description_rules import check_description, check_parameters
+from merge_cli.testing.harness import Outcome, Setup, measure, run
+from merge_cli.testing.parameters import any_params, params_for, typical_params
+from merge_cli.testing.purity_rules import check_inputs_are_not_modified, check_needs, check_second_results
+from merge_cli.testing.result_rules import check_copies, check_fixed_point, check_kinds_of_arrays, check_oracle
+from merge_cli.testing.rules import RuleBroken
+from merge_cli.testing.tensors import Oracle, PlainTensor, per_tensor
+
+__all__ = [
+    "Check",
+    "Oracle",
+    "Outcome",
+    "PlainTensor",
+    "RuleBroken",
+    "Setup",
+    "any_params",
+    "check_any_block_size",
+    "check_copies",
+    "check_description",
+    "check_fixed_point",
+    "check_inputs_are_not_modified",
+    "check_kinds_of_arrays",
+    "check_last_block",
+    "check_measure_order",
+    "check_method",
+    "check_needs",
+    "check_oracle",
+    "check_parameters",
+    "check_scope",
+    "check_second_results",
+    "check_step",
+    "measure",
+    "method_checks",
+    "params_for",
+    "per_tensor",
+    "run",
+    "step_checks",
+    "typical_params",
+]
