@@ -47,6 +47,10 @@ class Reader:
         self._open = Descriptors(self._open_checked, lambda path, fd: self._files.close_read(fd), most_open=most_open)
         self._seen: dict[Path, tuple[int, int, int]] = {}
 
+    def __reduce__(self) -> tuple[type[Self], tuple[list[FileIdentity], Files]]:
+        """Return what another process makes its own from: the same files, none of them open yet."""
+        return type(self), (list(self._identities.values()), self._files)
+
     def read_raw(self, view: memoryview, path: Path, offset: int) -> None:
         """Fill ``view`` with the bytes of a file from ``offset``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from merge_cli.checkpoint.fd_cache import Descriptors
 from merge_cli.checkpoint.files import Files
@@ -44,6 +44,14 @@ class ShardWriter:
             with contextlib.suppress(ResourceError):
                 self.close()
             raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process makes its own from, which writes to the files that are there."""
+        return {"files": self._files, "paths": self._paths, "sizes": self._sizes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._files, self._paths, self._sizes = state["files"], state["paths"], state["sizes"]
+        self._open = Descriptors(self._open_shard, self._close_shard)
 
     def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
         """Write bytes of a tensor from element ``start``."""

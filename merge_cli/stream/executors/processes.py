@@ -1,7 +1,8 @@
 """The executor whose workers are processes, forked or started afresh.
 
 On Linux they are forked: a fork takes milliseconds, and the worker has what was there before. The environment variable
-``MERGE_CLI_START_METHOD`` names another of multiprocessing's start methods: ``spawn`` starts fresh interpreters.
+``MERGE_CLI_START_METHOD=spawn`` starts fresh interpreters instead, on other systems too, where workers are threads
+otherwise. A fresh interpreter takes a third of a second, and whatever a worker is made from must pickle.
 
 Why not :class:`concurrent.futures.ProcessPoolExecutor`: its workers send their results through one pipe, and the end of
 a worker is noticed only between two results. One that is killed in the middle of a large result, as happens when memory
@@ -30,6 +31,8 @@ from merge_cli.stream.executors.child import NO_MORE_JOBS, SIGNALS, Ended, Failu
 from merge_cli.stream.executors.loop import Executor, J, R, W
 
 START_METHOD_VARIABLE = "MERGE_CLI_START_METHOD"
+# With the third, forkserver, a worker would be the child of another process and outlive this one.
+_METHODS = ("fork", "spawn")
 
 
 def start_method() -> str | None:
@@ -40,12 +43,12 @@ def start_method() -> str | None:
     Raises:
         ResourceError: If the environment names a method that this system does not have.
     """
-    known = multiprocessing.get_all_start_methods()
+    known = [method for method in _METHODS if method in multiprocessing.get_all_start_methods()]
     wanted = os.environ.get(START_METHOD_VARIABLE) or ("fork" if sys.platform == "linux" else None)
     if wanted is not None and wanted not in known:
         raise ResourceError(
-            f"{START_METHOD_VARIABLE} is '{wanted}', this system starts processes by {', '.join(known)}",
-            hint=f"unset {START_METHOD_VARIABLE}",
+            f"{START_METHOD_VARIABLE} is '{wanted}', expected {' or '.join(known)}",
+            hint="without it, this system has its own choice",
         )
     return wanted
 

@@ -322,7 +322,8 @@ def test_processes_are_forked_on_linux_and_elsewhere_only_started_when_asked_for
     assert start_method() == expected
 
 
-def test_a_start_method_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(START_METHOD_VARIABLE, "swap")
-    with pytest.raises(ResourceError, match="MERGE_CLI_START_METHOD is 'swap', this system starts processes by"):
+@pytest.mark.parametrize("named", ["swap", "forkserver"])
+def test_a_start_method_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv(START_METHOD_VARIABLE, named)
+    with pytest.raises(ResourceError, match=f"MERGE_CLI_START_METHOD is '{named}', expected "):
         start_method()
