@@ -23,6 +23,7 @@ from merge_cli.errors import (
     VerificationError,
     WriteError,
 )
+from merge_cli.optional import missing_library
 from merge_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -76,5 +77,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        try:
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        except ImportError as error:
+            raise missing_library(error) or error from error
     raise AttributeError(f"module 'merge_cli' has no attribute '{name}'")

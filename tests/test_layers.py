@@ -12,8 +12,8 @@ import merge_cli
 
 _ROOT = Path(merge_cli.__file__).parent
 _RANKS = (
-    {"errors", "text", "version", "process"}, {"storage"}, {"kernels", "checkpoint", "tokenizer"}, {"methods"},
-    {"recipe"}, {"plan"}, {"stream"}, {"fisher", "evaluate", "report", "distributed"}, {"output"}, {"run"},
+    {"errors", "text", "version", "process"}, {"optional", "storage"}, {"kernels", "checkpoint", "tokenizer"},
+    {"methods"}, {"recipe"}, {"plan"}, {"stream"}, {"fisher", "evaluate", "report", "distributed"}, {"output"}, {"run"},
     {"mismatch", "verification", "study"}, {"demo"}, {"cli"}, {"testing"},
 )  # fmt: skip
 _RANK = {part: rank for rank, parts in enumerate(_RANKS) for part in parts}

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from merge_cli.cli.demo import demo
-from merge_cli.cli.doctor import doctor
+from merge_cli.cli.doctor import doctor, environment_lines
 from merge_cli.cli.fisher import fisher
 from merge_cli.cli.help import Command, epilog, root_epilog
 from merge_cli.cli.init import init
@@ -23,6 +23,7 @@ from merge_cli.cli.results import Program, print_error
 from merge_cli.cli.schema import schema
 from merge_cli.cli.verify import verify
 from merge_cli.errors import Interrupted, MergeError, ResourceError, WriteError, of_system
+from merge_cli.optional import missing_library
 from merge_cli.process import end_process, pause_gc
 from merge_cli.text import shown
 from merge_cli.version import __version__
@@ -57,6 +58,9 @@ app.add_typer(fisher, name="fisher", short_help="Measure or import a Fisher diag
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"merge-cli {__version__}")
+        # Reading the other option the usual way takes libraries that a version does not.
+        for line in environment_lines() if {"-v", "--verbose"} & set(sys.argv[1:]) else ():
+            typer.echo(line)
         raise typer.Exit
 
 
@@ -64,6 +68,9 @@ def _print_version(wanted: bool) -> None:
 def _root(
     version: Annotated[
         bool, typer.Option("--version", "-V", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="With --version, also what computes, and with which libraries.")
     ] = False,
 ) -> None:
     """Merge fine-tuned neural networks in parameter space."""
@@ -109,6 +116,8 @@ def main() -> None:
         _fail(of_system(error), of_system(error).exit_code, error)
     except ImportError as error:
         # So the loader says that it has not the memory or the descriptors for a library.
+        if (missing := missing_library(error)) is not None:
+            _fail(missing, missing.exit_code, error)
         if not any(word in str(error) for word in _LOADER):
             raise
         _fail(ResourceError(f"a library cannot be loaded: {error}"[:300], hint=_LIMITS), 4, error)

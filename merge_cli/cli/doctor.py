@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from merge_cli.cli.options import AsJson
 from merge_cli.cli.results import print_json
+from merge_cli.optional import is_installed
 
 if TYPE_CHECKING:
     from merge_cli.checkpoint.leftovers import Leftover
@@ -59,6 +61,14 @@ def _version(name: str) -> str | None:
         return None
 
 
+def environment_lines() -> Iterator[str]:
+    """Yield what computes, and the versions of what it depends on, a line each."""
+    yield f"python {platform.python_version()}"
+    yield f"compiled kernels {_kernels()}"
+    for name in ("numpy", "torch"):
+        yield f"{name} {_version(name) or 'not installed'}"
+
+
 def _kernels() -> str:
     """Say whether the compiled kernels are in use, and if not, why and what that costs."""
     from merge_cli.kernels.compiled import MISSING
@@ -67,6 +77,8 @@ def _kernels() -> str:
 
 
 def _gpu() -> str | None:
+    if not is_installed("torch"):
+        return None
     try:
         import torch
     # A broken installation of torch raises whatever its libraries stumble over.

@@ -100,6 +100,7 @@ def merge(
     try:
         if not quiet:
             render.warnings(report.warnings[len(planned.warnings) :])
+            render.notes(report.notes[len(planned.notes) :])
         if as_json:
             print_json(report.to_json())
         elif not quiet:

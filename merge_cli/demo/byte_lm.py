@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from merge_cli.errors import RecipeError
 from merge_cli.fisher.optional_imports import libraries_silenced
+from merge_cli.optional import import_optional
 
 _BYTES = 256
 _PAD = _BYTES
@@ -57,14 +57,8 @@ def libraries() -> tuple[Any, Any]:
     Raises:
         RecipeError: If one of them is missing.
     """
-    try:
-        import datasets  # type: ignore[import-untyped]
-        import transformers
-    except ImportError as error:
-        raise RecipeError(
-            "the demonstration needs transformers and datasets", hint="pip install transformers datasets"
-        ) from error
-    return transformers, datasets
+    what = "the demonstration"
+    return import_optional("transformers", what), import_optional("datasets", what)
 
 
 def new_model(seed: int, *, hidden: int) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from merge_cli.checkpoint import Checkpoint
 from merge_cli.errors import CheckpointError
-from merge_cli.fisher.optional_imports import import_optional
+from merge_cli.optional import import_optional
 
 # Ways to compute attention that torch has; transformers takes the others from the hub, as code.
 _OWN_ATTENTION = {None, "eager", "sdpa"}

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.errors import CheckpointError, RecipeError, ResourceError
-from merge_cli.fisher.optional_imports import import_optional, libraries_silenced
+from merge_cli.fisher.optional_imports import libraries_silenced
+from merge_cli.optional import import_optional
 from merge_cli.text import did_you_mean, listed
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}

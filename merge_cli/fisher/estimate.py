@@ -23,9 +23,9 @@ from merge_cli.fisher.encode import checked_encoder
 from merge_cli.fisher.hf_model import guess_task
 from merge_cli.fisher.likelihood import Estimator
 from merge_cli.fisher.loss_gradient import load_for
-from merge_cli.fisher.optional_imports import import_optional
 from merge_cli.fisher.settings import FisherSettings, Progress
 from merge_cli.fisher.storage import float_layout, hold_folder, write_layout
+from merge_cli.optional import import_optional
 
 # Below so many drawn labels the noise of a diagonal outweighs what it tells.
 _FEW_LABELS = 256

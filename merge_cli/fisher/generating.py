@@ -11,7 +11,7 @@ import torch
 from merge_cli.errors import CheckpointError
 from merge_cli.fisher.batching import Encoded, Unusable
 from merge_cli.fisher.likelihood import IGNORED
-from merge_cli.fisher.optional_imports import import_optional
+from merge_cli.optional import import_optional
 
 _BEGINNING = "Below is an instruction that describes a task"
 _FURTHER = ", paired with an input that provides further context"

@@ -11,7 +11,8 @@ from merge_cli.checkpoint import Checkpoint, parse_float_dtype, to_torch
 from merge_cli.errors import CheckpointError, RecipeError
 from merge_cli.fisher.configuration import cannot_load, read_configuration
 from merge_cli.fisher.likelihood import Task
-from merge_cli.fisher.optional_imports import import_optional, libraries_silenced
+from merge_cli.fisher.optional_imports import libraries_silenced
+from merge_cli.optional import import_optional
 from merge_cli.text import listed
 
 _AUTO_CLASSES = {

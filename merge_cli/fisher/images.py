@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge_cli.errors import CheckpointError
 from merge_cli.fisher.batching import Unusable
-from merge_cli.fisher.optional_imports import import_optional
+from merge_cli.optional import import_optional
 
 
 def pixels_of(processor: Any, image: Any) -> Tensor:

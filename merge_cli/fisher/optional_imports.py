@@ -1,4 +1,4 @@
-"""The libraries that running models takes: asked for when needed, and kept from talking."""
+"""Keeping the libraries that run models from talking."""
 
 from __future__ import annotations
 
@@ -8,28 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from merge_cli.errors import RecipeError
-
 _ALONE = threading.RLock()
-
-
-def import_optional(library: str, what: str) -> Any:
-    """Import an optional library.
-
-    Args:
-        library: Its name.
-        what: What it is needed for, for the message.
-
-    Raises:
-        RecipeError: If it is not installed, or lacks something of its own.
-    """
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        lacking = f" (it lacks {error.name})" if error.name not in {None, library} else ""
-        raise RecipeError(
-            f"{what} needs the {library} library{lacking}", hint="pip install transformers datasets pillow"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: the arithmetic that methods share. Imports nothing of this project, and torch when asked to.
+"""Arrays in, arrays out: the arithmetic that methods share. Imports torch when asked to.
 
 A result must not depend on how a tensor is cut into blocks. Elementwise torch operations keep that promise when blocks
 start at multiples of :data:`GRAIN`, because only the last few elements of a tensor then take a kernel's scalar path.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from merge_cli.kernels import compiled
 from merge_cli.kernels.numpy_backend import NumpyBackend
+from merge_cli.optional import import_optional
 
 if TYPE_CHECKING:
     from torch import Tensor as Array
@@ -127,6 +128,7 @@ def backend_for(device: str) -> Backend:
     """Return what works on a device: without torch on the CPU, by torch elsewhere."""
     if device == "cpu":
         return CPU  # type: ignore[return-value]
+    import_optional("torch", f"the device {device}")
     from merge_cli.kernels.torch_backend import TorchBackend
 
     return TorchBackend(device)

@@ -37,9 +37,14 @@ _POINTERS = {
 }
 
 
+def switched_off() -> bool:
+    """Whether the environment asks to do without."""
+    return os.environ.get(_SWITCH) == "0"
+
+
 def _load() -> tuple[Any, str]:
     """Return the library, or None and why there is none."""
-    if os.environ.get(_SWITCH) == "0":
+    if switched_off():
         return None, f"switched off by {_SWITCH}=0"
     try:
         library = import_module(_MODULE)

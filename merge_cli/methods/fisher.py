@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-import torch
 from pydantic import model_validator
-from torch import Tensor
 
 from merge_cli.kernels import chunk_sums, sum_models, weighted_sum
 from merge_cli.methods.contract import (
@@ -23,6 +21,13 @@ from merge_cli.methods.contract import (
     per_model,
     setting,
 )
+from merge_cli.optional import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch", "merge_method: fisher")
 
 
 class FisherParams(Params):

@@ -12,11 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from merge_cli.kernels import chunk_sums, weighted_sum
 from merge_cli.methods.contract import (
@@ -35,6 +33,13 @@ from merge_cli.methods.contract import (
     setting,
 )
 from merge_cli.methods.contract.prospects import FAR, held_back, in_words, less_far, root_of
+from merge_cli.optional import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = LazyModule("torch", "merge_method: gradient_matching")
 
 # Prior precision where the recipe gives none, relative to the mean of the base's curvature: results hardly change from
 # 1e-8 to 0.1 and get worse from 1 on.

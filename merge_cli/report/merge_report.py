@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from merge_cli.kernels import compiled
 from merge_cli.plan import MergePlan
 from merge_cli.report.findings import counts, diagnostics, findings, predictions
 from merge_cli.stream import Outcome, StreamResult
@@ -53,6 +54,7 @@ class MergeReport:
         hashed_bytes: Input bytes whose SHA-256 was not known from before and was computed.
         seconds: From the first byte read to the committed checkpoint.
         device: What it ran on.
+        kernels: What computed: ``compiled``, ``numpy`` where nothing was compiled, or ``torch``.
         threads: Workers.
         counts: What the method counted, such as ``clipped`` elements, in all variants together.
         diagnostics: What the method says of its prospects, such as ``extrapolation``; of variants under their names.
@@ -75,6 +77,7 @@ class MergeReport:
     hashed_bytes: int
     seconds: float
     device: str
+    kernels: str
     threads: int
     counts: Mapping[str, int]
     diagnostics: Mapping[str, Any]
@@ -121,21 +124,30 @@ def merge_report(plan: MergePlan, out: Path, written: Written, *, seconds: float
         hashed_bytes=written.hashed_bytes,
         seconds=round(seconds, 3),
         device=result.device,
+        kernels=result.kernels,
         threads=plan.threads,
         counts=counts(result),
         diagnostics=diagnostics(plan, result),
         findings=findings(plan, result),
         warnings=tuple(warnings),
-        notes=plan.notes,
+        notes=(*plan.notes, *_slow_kernels(result.kernels)),
         files=dict(written.weights),
     )
+
+
+def _slow_kernels(kernels: str) -> Iterator[str]:
+    """Yield a note where compiled kernels are missing, and nobody asked to do without."""
+    if kernels == "numpy" and not compiled.switched_off():
+        yield f"numpy computed, to the same bytes but more slowly: the compiled kernels are {compiled.MISSING}"
 
 
 def unchanged_report(
     plan: MergePlan, out: Path, digests: Mapping[str, str], *, seconds: float, left: str | None
 ) -> MergeReport:
     """Report on an output that is there already; ``digests`` are the recorded ones of its files."""
-    result = StreamResult({output.name: Outcome() for output in plan.variants}, "", exceeds_page_cache=False)
+    result = StreamResult(
+        {output.name: Outcome() for output in plan.variants}, "", exceeds_page_cache=False, kernels=""
+    )
     weights = {name: digests[name] for name in plan.weight_files}
     written = Written(result, weights, resumed_bytes=plan.written_bytes)
     return replace(merge_report(plan, out, written, seconds=seconds, left=left), unchanged=True)

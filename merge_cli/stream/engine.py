@@ -25,7 +25,7 @@ from merge_cli.stream.pipeline import Measurements, Pipeline, ranges
 from merge_cli.stream.progress import Listener, NullListener
 from merge_cli.stream.result import StreamResult, Tallies
 from merge_cli.stream.worker import Sink
-from merge_cli.stream.workers import WorkerSettings, choose_executor
+from merge_cli.stream.workers import WorkerSettings, choose_executor, kernels_of
 
 
 def stream(
@@ -79,7 +79,7 @@ def stream(
         measured = known.copy()
         _Engine(plan, loop, totals, done, digests, inputs, journal).run()
     reader.check_unchanged()
-    return StreamResult(totals.outcomes(loop.pipeline), device, crowded, measured)
+    return StreamResult(totals.outcomes(loop.pipeline), device, crowded, kernels_of(plan, device), measured)
 
 
 def measure_all(

@@ -36,12 +36,14 @@ class StreamResult:
         outcomes: Merged model -> what was told of it; as a rule there is one.
         device: What it ran on.
         exceeds_page_cache: Whether the files would not fit into the page cache, so that what was read was dropped.
+        kernels: What computed: ``compiled``, ``numpy`` where nothing was compiled, or ``torch``.
         measured: What was measured before anything was merged.
     """
 
     outcomes: Mapping[str, Outcome]
     device: str
     exceeds_page_cache: bool
+    kernels: str
     measured: Measurements = field(default_factory=Measurements)
 
     @property

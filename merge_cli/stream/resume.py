@@ -15,10 +15,12 @@ from typing import Any
 from merge_cli.checkpoint import Files, ShardWriter, StoredTensor
 from merge_cli.checkpoint.os_errors import write_errors
 from merge_cli.errors import CheckpointError, RecipeError, ResourceError, VerificationError
+from merge_cli.optional import is_installed
 from merge_cli.plan import MergePlan
 from merge_cli.stream.checksums import checksum
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.journal import JOURNAL_FILE, JournalState, Record, drop_unsynced, read_journal
+from merge_cli.stream.workers import kernels_of
 from merge_cli.version import TOOL
 
 # Bytes read back at a time; whole pages of the checksum.
@@ -28,7 +30,9 @@ _READ = 2**20
 def decisions(plan: MergePlan) -> dict[str, Any]:
     """Return what must be the same for a merge to go on where another has stopped."""
     device = choose_device(plan.device).partition(":")[0]
-    programs = {"tool": TOOL, "torch": version("torch"), "device": device}
+    programs: dict[str, Any] = {"tool": TOOL, "device": device}
+    if kernels_of(plan, device) == "torch":
+        programs["torch"] = version("torch") if is_installed("torch") else None
     return {**programs, "--allow-nonfinite": plan.allow_nonfinite, **plan.decisions}
 
 

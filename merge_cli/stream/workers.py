@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from merge_cli.checkpoint import Reader
+from merge_cli.kernels import backend_for
+from merge_cli.optional import import_optional
 from merge_cli.plan import MergePlan
 from merge_cli.process import keep_large_buffers
 from merge_cli.stream.executors import Executor, Inline, Processes, Threads, start_method
@@ -51,10 +53,22 @@ def make_worker(settings: WorkerSettings) -> Worker:
     )
 
 
+def kernels_of(plan: MergePlan, device: str) -> str:
+    """Return the name of what computes a plan: ``compiled``, ``numpy`` where nothing was compiled, or ``torch``."""
+    if device != "cpu" or not numpy_suffices(plan):
+        return "torch"
+    return "compiled" if backend_for("cpu").compiled else "numpy"
+
+
 def choose_worker(plan: MergePlan, device: str) -> type[Worker]:
-    """Return what does a plan's work on a device; imports torch only where it is needed."""
-    if device == "cpu" and numpy_suffices(plan):
+    """Return what does a plan's work on a device; imports torch only where it is needed.
+
+    Raises:
+        RecipeError: If torch is needed and not installed.
+    """
+    if kernels_of(plan, device) != "torch":
         return NumpyWorker
+    import_optional("torch", f"merge_method: {plan.recipe.merge_method}")
     from merge_cli.stream.torch_worker import TorchWorker
 
     return TorchWorker

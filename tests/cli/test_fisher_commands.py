@@ -226,7 +226,7 @@ def test_a_library_that_is_missing_is_named_with_the_way_to_install_it(
     monkeypatch.setitem(sys.modules, library, None)
     done = run("fisher", "base", "--data", "base.jsonl", "--out", "f")
     assert done.code == 2
-    assert f"needs the {library} library\n  hint: pip install transformers datasets pillow" in done.err
+    assert f"needs the {library} library\n  hint: pip install 'merge-cli-nn[fisher]'" in done.err
 
 
 def test_an_output_is_replaced_only_by_force_and_never_where_it_is_the_model(here: Path, run: Run) -> None:

@@ -13,6 +13,9 @@ from merge_cli import __version__
 from merge_cli.checkpoint import Files
 from merge_cli.checkpoint.folder_lock import lock_folder
 from merge_cli.cli.progress import byte_progress
+from merge_cli.kernels import backend
+from merge_cli.kernels.compiled import LIBRARY, CompiledBackend
+from merge_cli.kernels.numpy_backend import NumpyBackend
 from merge_cli.stream import NullListener
 from tests.checkpoints import write_checkpoint
 from tests.cli.conftest import Run, listing
@@ -287,6 +290,37 @@ def test_tables_are_not_cut_to_eighty_columns_in_a_pipe(run: Run, folder: Path) 
 
 def test_the_version_is_printed(run: Run) -> None:
     assert run("--version").out == f"merge-cli {__version__}\n"
+
+
+@pytest.mark.parametrize("options", [("--version", "-v"), ("-V", "--verbose"), ("-v", "--version")])
+def test_on_request_with_what_computes(run: Run, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]) -> None:
+    monkeypatch.setattr("merge_cli.kernels.compiled.MISSING", "not built")
+    lines = run(*options).out.splitlines()
+    assert lines[0] == f"merge-cli {__version__}"
+    assert lines[2].startswith("compiled kernels not built")
+    assert [line.split()[0] for line in lines[3:]] == ["numpy", "torch"]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_report_says_what_computed_and_a_note_why_it_was_slow(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, *, compiled: bool
+) -> None:
+    if compiled and LIBRARY is None:
+        pytest.skip("the kernels were not compiled")
+    cpu = CompiledBackend(LIBRARY) if compiled else NumpyBackend()
+    monkeypatch.setattr(backend, "CPU", cpu)
+    monkeypatch.delenv("MERGE_CLI_COMPILED", raising=False)
+    monkeypatch.setattr("merge_cli.kernels.compiled.MISSING", "not built")
+    content = json.loads(run("merge", "r.yml", "out", "--json", "--device", "cpu", *WARNED).out)
+    assert content["kernels"] == ("compiled" if compiled else "numpy")
+    note = "numpy computed, to the same bytes but more slowly: the compiled kernels are not built"
+    assert (note in content["notes"]) is not compiled
+    said = run("merge", "r.yml", "other", "--device", "cpu", *WARNED)
+    assert (note in said.err) is not compiled
+    assert said.out.endswith(f" with {'compiled kernels' if compiled else 'numpy'}\n")
+    monkeypatch.setenv("MERGE_CLI_COMPILED", "0")
+    asked = json.loads(run("merge", "r.yml", "third", "--json", "--device", "cpu", *WARNED).out)
+    assert note not in asked["notes"]
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------

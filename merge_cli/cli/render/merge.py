@@ -152,6 +152,9 @@ def _plan_json(planned: MergePlan) -> dict[str, Any]:
     }
 
 
+_KERNELS = {"compiled": "compiled kernels", "numpy": "numpy", "torch": "torch"}
+
+
 def report(done: MergeReport) -> None:
     """Print what a merge did."""
     if done.unchanged:
@@ -163,7 +166,7 @@ def report(done: MergeReport) -> None:
     typer.echo(
         f"{printable(done.out)}: {format_count(done.parameters)} parameters, {done.merged} tensors merged, "
         f"{done.copied} copied; "
-        f"{read}wrote {format_bytes(fresh)} in {format_seconds(done.seconds)}"
+        f"{read}wrote {format_bytes(fresh)} in {format_seconds(done.seconds)} with {_KERNELS[done.kernels]}"
     )
     if done.resumed_bytes:
         typer.echo(f"  went on from {format_bytes(done.resumed_bytes)} that a stopped run had written")
