@@ -6,10 +6,11 @@ from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.engine import measure_all, stream
 from merge_cli.stream.fisher_identity import check_fishers
 from merge_cli.stream.input_digests import InputDigests
-from merge_cli.stream.journal import JOURNAL_FILE, Journal, JournalState, Span
+from merge_cli.stream.journal import JOURNAL_FILE, Journal, JournalState
 from merge_cli.stream.model_similarity import with_sample_warnings
 from merge_cli.stream.pipeline import Measurements
 from merge_cli.stream.progress import Listener, NullListener
+from merge_cli.stream.records import Span
 from merge_cli.stream.result import Outcome, StreamResult
 from merge_cli.stream.resume import bytes_of, can_go_on, decisions, read_state, verified_state
 

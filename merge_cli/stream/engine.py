@@ -18,11 +18,12 @@ from merge_cli.stream.device import choose_device
 from merge_cli.stream.digests import RunningDigests
 from merge_cli.stream.input_digests import InputDigests
 from merge_cli.stream.jobs import CopyRange, Job, MergeRange, MergeTensor, sent_together
-from merge_cli.stream.journal import Journal, Record, Span, finished_spans, gaps
+from merge_cli.stream.journal import Journal
 from merge_cli.stream.measure_loop import MeasureLoop, results
 from merge_cli.stream.page_cache import exceeds_page_cache
 from merge_cli.stream.pipeline import Measurements, Pipeline, ranges
 from merge_cli.stream.progress import Listener, NullListener
+from merge_cli.stream.records import Record, Span, finished_spans, gaps
 from merge_cli.stream.result import StreamResult, Tallies
 from merge_cli.stream.worker import Sink
 from merge_cli.stream.workers import WorkerSettings, choose_executor, kernels_of

@@ -14,9 +14,9 @@ from merge_cli.kernels import Array, higher
 from merge_cli.methods.contract import Input, Params
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
-from merge_cli.stream.journal import Record, Span
 from merge_cli.stream.measures import Share, fold, measure_alone
 from merge_cli.stream.pipeline import Measurements, Pipeline, blocks
+from merge_cli.stream.records import Record, Span
 from merge_cli.stream.worker import Worker
 
 # Jobs are sent together up to this part of the work, and up to so many elements: each message takes some time.

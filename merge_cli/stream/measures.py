@@ -8,8 +8,8 @@ from typing import Any
 from merge_cli.methods.contract import Measure, Measured, Totals
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
-from merge_cli.stream.journal import Span
 from merge_cli.stream.pipeline import Pipeline, blocks, pieces, ranges
+from merge_cli.stream.records import Span
 from merge_cli.stream.worker import Worker
 
 # The number of a task, and the blocks that are seen of its tensor.

@@ -11,7 +11,7 @@ from merge_cli.kernels import Array
 from merge_cli.methods.contract import Block, Input, Masks, Measure, MeasureOver, Params
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
-from merge_cli.stream.journal import Span, Tally
+from merge_cli.stream.records import Span, Tally
 from merge_cli.stream.worker import Worker
 
 _BLOCKS_PER_RANGE = 16
@@ -48,8 +48,8 @@ def _cut(span: Span, step: int) -> list[Span]:
 class Measurements:
     """What has been measured; plain data, to be sent to other processes or kept for later.
 
-    What a step measures holds for all merged models, what the method measures for those of the same parameters, under
-    the name of the first of them.
+    What a step measures holds for all merged models, what the method measures for those that agree in the parameters on
+    which it depends, under the name of the first of them.
 
     Attributes:
         model: Over all tensors: (stage, merged model) -> value.
@@ -101,12 +101,12 @@ class Pipeline:
         return over_all[-1] + 1 if over_all else 0
 
     def measured_for(self, stage: int, task: TensorTask | None = None) -> list[Output]:
-        """Return the merged models for which a stage measures a tensor, or the whole model: one of each parameters."""
+        """Return the merged models for which a stage measures a tensor, or the whole model: no value twice."""
         if stage < self.method_stage:
             return [self.plan.variants[0]]
         if task is None:
-            return [output for output in self.plan.variants if self.plan.alike[output.name] == output.name]
-        return [output for output in self.plan.variants if self._same(task, output) is output]
+            return [output for output in self.plan.variants if self.plan.sharing.over_model[output.name] == output.name]
+        return [output for output in self.plan.variants if self.plan.sharing.first(task, output) is output]
 
     def measure(self, stage: int, output: Output, task: TensorTask | None = None) -> Measure | None:
         """Return the measure of a stage for a tensor; without one, for the first that is merged."""
@@ -125,21 +125,16 @@ class Pipeline:
 
     def whole_model(self, stage: int, output: Output) -> Any:
         """Return what a stage has measured over all tensors, None where nothing."""
-        first = self.plan.alike[output.name] if stage == self.method_stage else output.name
+        first = self.plan.sharing.over_model[output.name] if stage == self.method_stage else output.name
         return self.known.model.get((stage, first))
 
     def _measured(self, stage: int, task: TensorTask, output: Output) -> Any:
         """Return what a stage has measured for a tensor, None where nothing."""
         value = self.whole_model(stage, output)
         if value is None and (measured := self.known.tensors.get(task.target.name)):
-            first = self._same(task, output) if stage == self.method_stage else output
+            first = self.plan.sharing.first(task, output) if stage == self.method_stage else output
             value = measured.get((stage, first.name))
         return value
-
-    def _same(self, task: TensorTask, output: Output) -> Output:
-        """Return the first merged model that has the same parameters for a tensor."""
-        params = output.params_of(task)
-        return next(each for each in self.plan.variants if each is output or each.params_of(task) is params)
 
     def inputs(
         self, worker: Worker, task: TensorTask, start: int, count: int, stage: int, needs: frozenset[Input]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from merge_cli.methods.contract import Diagnosis
 from merge_cli.plan.outputs import Output
-from merge_cli.stream.journal import Record, Tally
 from merge_cli.stream.pipeline import Measurements, Pipeline
+from merge_cli.stream.records import Record, Tally
 
 
 @dataclass(frozen=True)

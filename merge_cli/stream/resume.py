@@ -19,7 +19,8 @@ from merge_cli.optional import is_installed
 from merge_cli.plan import MergePlan
 from merge_cli.stream.checksums import checksum
 from merge_cli.stream.device import choose_device
-from merge_cli.stream.journal import JOURNAL_FILE, JournalState, Record, drop_unsynced, read_journal
+from merge_cli.stream.journal import JOURNAL_FILE, JournalState, drop_unsynced, read_journal
+from merge_cli.stream.records import Record
 from merge_cli.stream.workers import kernels_of
 from merge_cli.version import TOOL
 

@@ -20,8 +20,8 @@ from merge_cli.plan.buffers import is_variance
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.checksums import checksum
 from merge_cli.stream.decode import decode_rows, is_finite, read_whole
-from merge_cli.stream.journal import Record, Span, Tally
 from merge_cli.stream.nonfinite import input_error
+from merge_cli.stream.records import Record, Span, Tally
 
 _WIDEST = 8
 _READ_AHEAD = 2**16

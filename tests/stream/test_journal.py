@@ -11,17 +11,8 @@ import pytest
 
 from merge_cli.checkpoint import Files
 from merge_cli.errors import RecipeError, ResourceError
-from merge_cli.stream.journal import (
-    Journal,
-    JournalState,
-    Record,
-    Tally,
-    boot_id,
-    drop_unsynced,
-    finished_spans,
-    gaps,
-    read_journal,
-)
+from merge_cli.stream.journal import Journal, JournalState, boot_id, drop_unsynced, read_journal
+from merge_cli.stream.records import Record, Tally, finished_spans, gaps
 from merge_cli.stream.resume import check_same
 from tests.checkpoint.helpers import EIO, Failing
 
