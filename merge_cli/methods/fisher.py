@@ -92,7 +92,7 @@ def _fallback(models: Tensor, weights: list[float], params: FisherParams) -> Ten
 def _measure(params: FisherParams) -> Measure:
     """Measure each Fisher's mean and L2 norm over the model."""
     needs = {Input.FISHER, Input.BASE_FISHER} if params.include_base else {Input.FISHER}
-    return measure_sums(frozenset(needs), MeasureOver.MODEL, _sums, _means_and_norms)
+    return measure_sums(frozenset(needs), MeasureOver.MODEL, _sums, _means_and_norms, depends=("include_base",))
 
 
 def _sums(block: Block, params: FisherParams) -> Tensor:

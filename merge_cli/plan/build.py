@@ -17,7 +17,7 @@ from merge_cli.plan.configs import check_model_types
 from merge_cli.plan.inputs import Inputs, resolve_inputs
 from merge_cli.plan.labels import check_labels
 from merge_cli.plan.matching import TensorMatch, match_tensors
-from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask, main_dtype
+from merge_cli.plan.model import MergePlan, PlannedInput, TensorTask
 from merge_cli.plan.outputs import decide_outputs
 from merge_cli.plan.parameters import ParameterLookup
 from merge_cli.plan.side_files import collect_side_files, output_config
@@ -64,7 +64,7 @@ def build_plan(
         device: ``auto``, ``cpu`` or ``cuda[:N]``.
         allow_nonfinite: Whether inputs may hold NaN or infinity.
         variants: Name, which is also that of a folder -> parameters that count in place of the recipe's. A method that
-            measures before it merges does so once for variants whose parameters are equal.
+            measures before it merges does so once for variants that agree in what the measure depends on.
         files: The system calls to use.
 
     Raises:
@@ -106,7 +106,7 @@ def build_plan(
         buffer_bytes=blocks.buffer_bytes,
         device=device,
         allow_nonfinite=allow_nonfinite,
-        config=output_config(inputs, names, main_dtype(tasks)),
+        config=output_config(inputs, names, _main_dtype(tasks)),
         side_files=beside.files,
         side_texts=beside.texts,
         warnings=(*plan_warnings(recipe, inputs, names, method, of_each), *beside.warnings),
@@ -209,3 +209,12 @@ def _blocks(inputs: Inputs, method: Method, variants: Sequence[VariantTasks], me
         memory=memory,
         threads=threads,
     )
+
+
+def _main_dtype(tasks: tuple[TensorTask, ...]) -> DType | None:
+    """Return the floating-point dtype that most bytes of the output have."""
+    sizes: dict[DType, int] = {}
+    for task in tasks:
+        if task.target.dtype.is_float:
+            sizes[task.target.dtype] = sizes.get(task.target.dtype, 0) + task.target.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None

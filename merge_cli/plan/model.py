@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merge_cli.checkpoint import Checkpoint, DType, FileIdentity, Layout, Source, StoredTensor
+from merge_cli.checkpoint import Checkpoint, FileIdentity, Layout, Source, StoredTensor
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Input, Method, Params, Scope, Step
 from merge_cli.plan.blocks import block_numel, unit_of
 from merge_cli.plan.outputs import Output, output_decisions, sha256_of
 from merge_cli.plan.roles import MODEL, Role
+from merge_cli.plan.sharing import MeasureSharing
 from merge_cli.recipe import Recipe
 
 
@@ -189,14 +190,9 @@ class MergePlan:
         return [file for each in self.inputs for file in each.files]
 
     @cached_property
-    def alike(self) -> Mapping[str, str]:
-        """Merged model -> the first one that has the same parameters for every tensor."""
-        found: dict[tuple[int, ...], str] = {}
-        merged = self.merged
-        return {
-            output.name: found.setdefault(tuple(id(output.params_of(task)) for task in merged), output.name)
-            for output in self.variants
-        }
+    def sharing(self) -> MeasureSharing:
+        """Which merged models share what the method measures."""
+        return MeasureSharing(self.method, self.variants, self.merged)
 
     @property
     def layout(self) -> Layout:
@@ -249,12 +245,3 @@ class MergePlan:
 def _parts(source: Source, number: Mapping[Path, int]) -> list[int]:
     """Return what decides a source's numbers: where its leaves lie in the numbered files, and its constants."""
     return [*(part for leaf in source.leaves for part in (number[leaf.file], leaf.offset)), *source.constants]
-
-
-def main_dtype(tasks: tuple[TensorTask, ...]) -> DType | None:
-    """Return the floating-point dtype that most bytes of the output have."""
-    sizes: dict[DType, int] = {}
-    for task in tasks:
-        if task.target.dtype.is_float:
-            sizes[task.target.dtype] = sizes.get(task.target.dtype, 0) + task.target.nbytes
-    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else None

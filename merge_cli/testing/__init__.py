@@ -58,7 +58,12 @@ from merge_cli.testing.block_rules import check_any_block_size, check_last_block
 from merge_cli.testing.description_rules import check_description, check_parameters
 from merge_cli.testing.harness import Outcome, Setup, measure, run
 from merge_cli.testing.parameters import any_params, params_for, typical_params
-from merge_cli.testing.purity_rules import check_inputs_are_not_modified, check_needs, check_second_results
+from merge_cli.testing.purity_rules import (
+    check_inputs_are_not_modified,
+    check_measure_depends,
+    check_needs,
+    check_second_results,
+)
 from merge_cli.testing.result_rules import check_copies, check_fixed_point, check_kinds_of_arrays, check_oracle
 from merge_cli.testing.rules import RuleBroken
 from merge_cli.testing.tensors import Oracle, PlainTensor, per_tensor
@@ -78,6 +83,7 @@ __all__ = [
     "check_inputs_are_not_modified",
     "check_kinds_of_arrays",
     "check_last_block",
+    "check_measure_depends",
     "check_measure_order",
     "check_method",
     "check_needs",

@@ -9,7 +9,12 @@ from typing import TypeVar
 from merge_cli.methods.contract import Method, Step
 from merge_cli.testing.block_rules import check_any_block_size, check_last_block, check_measure_order, check_scope
 from merge_cli.testing.description_rules import check_description, check_parameters
-from merge_cli.testing.purity_rules import check_inputs_are_not_modified, check_needs, check_second_results
+from merge_cli.testing.purity_rules import (
+    check_inputs_are_not_modified,
+    check_measure_depends,
+    check_needs,
+    check_second_results,
+)
 from merge_cli.testing.result_rules import (
     check_copies,
     check_fixed_point,
@@ -29,6 +34,7 @@ _OF_BOTH = (
     check_scope,
     check_inputs_are_not_modified,
     check_needs,
+    check_measure_depends,
     check_kinds_of_arrays,
 )
 _OF_METHODS = (check_second_results, check_fixed_point, check_copies)

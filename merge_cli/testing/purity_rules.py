@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from merge_cli.methods.contract import Block, Input, Masks, Method, Params, Step
+from merge_cli.methods.contract import Block, Input, Masks, Measure, Method, Params, Step
 from merge_cli.testing.arrays import ArrayKind, Tensors, numbers_of, same_bits
 from merge_cli.testing.draws import each_of, few_models, kinds, usual_models
 from merge_cli.testing.harness import Setup, declared, measure, run
@@ -123,6 +126,37 @@ def _check_needs_of_measure(method: Method, params: Params, tensors: Tensors) ->
             f"the measure declares Input.{key.name}, which it does not read; with {params!r}",
             hint="declare what fold reads and nothing else",
         )
+
+
+def check_measure_depends(what: Method | Step) -> None:
+    """Check that a measure that says on which parameters it depends reads no others: merges share its value."""
+    n = usual_models(what, 2)
+    for params in typical_params(what.params, n):
+        found = what.measure(params)
+        if found is None or found.depends is None:
+            continue
+        told: Any = SimpleNamespace(**{name: getattr(params, name) for name in found.depends})
+        for kind in kinds(what):
+            try:
+                measure(_with_measure(what, found, params), told, kind.convert(smooth_tensors(5, n, _SHAPES)))
+            except AttributeError as error:
+                raise RuleBroken(
+                    f"the measure says that it depends on {list(found.depends)} and reads more: {error}; with "
+                    f"{params!r}",
+                    hint="add the parameter to depends, or leave depends out",
+                ) from error
+
+
+def _with_measure(what: Method | Step, found: Measure, params: Params) -> Method | Step:
+    """Return a method or step that measures so, whatever parameters it is given."""
+    if isinstance(what, Step):
+        return replace(what, measure=lambda _: found)
+    return replace(
+        what,
+        measure=lambda _: found,
+        needs=lambda _, available: what.needs(params, available),
+        scope=lambda _, shape: what.scope(params, shape),
+    )
 
 
 def _check_needs_of_step(step: Step, params: Params, kind: ArrayKind, n: int) -> None:

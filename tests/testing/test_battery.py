@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ConfigDict
 
-from merge_cli.kernels import weighted_sum
+from merge_cli.kernels import chunk_sums, weighted_sum
 from merge_cli.methods.contract import (
     Block,
     Diagnosis,
@@ -24,6 +24,7 @@ from merge_cli.methods.contract import (
     Scope,
     Step,
     Weights,
+    measure_sums,
     per_model,
 )
 from merge_cli.testing import (
@@ -167,6 +168,17 @@ def in_order(params: Shares) -> Measure:
     )
 
 
+def weighing(params: Shares) -> Measure:
+    """Read the weights without saying so."""
+    return measure_sums(
+        frozenset({Input.MODELS}),
+        MeasureOver.MODEL,
+        lambda block, params: chunk_sums(block.models),
+        lambda totals, params, sums: sums[0] * params.weight[0],
+        depends=(),
+    )
+
+
 class Lenient(Shares):
     """Accepts anything."""
 
@@ -187,6 +199,10 @@ MUTANTS: dict[str, tuple[Mapping[str, Any], dict[str, str]]] = {
     "a measure that depends on the order": (
         {"measure": in_order},
         {"measure_order": "depends on the order in which its parts are combined", "any_block_size": "measured values"},
+    ),
+    "a measure that depends on more than it says": (
+        {"measure": weighing},
+        {"measure_depends": "says that it depends on [] and reads more"},
     ),
     "a scope that is none": ({"scope": lambda params, shape: "rows"}, {"scope": "scope gives 'rows'"}),
     "too few numbers": ({"merge": too_short}, {"scope": r"has shape (0,); expected (1,)"}),

@@ -48,14 +48,15 @@ class Measure:
     Attributes:
         needs: What ``fold`` reads of a block, where the method needs it too.
         over: One tensor, or all tensors together.
-        start: ``(totals, params) -> state`` of the first round, or :class:`MeasuredMismatch` where no round is needed.
+        start: ``(totals, params) -> state`` of the first round, or :class:`Measured` where no round is needed.
         fold: ``(state, part, block, params) -> part``: adds what one block contributes; ``part`` is None at first, and
             may be reused.
         combine: ``(part, part) -> part``.
-        finish: ``(state, part) -> state`` of the next round, or :class:`MeasuredMismatch`.
+        finish: ``(state, part) -> state`` of the next round, or :class:`Measured`.
         sample: ``state -> elements of each model that this round is content with``, 0 for all of them. A sample may
             decide how a result is found, never what it is.
         constants: Parameters that must be the same for every tensor when it runs over the model.
+        depends: Parameters that its value depends on, None for all: merges that differ in others share it.
     """
 
     needs: frozenset[Input]
@@ -66,6 +67,7 @@ class Measure:
     finish: Callable[[Any, Any], Any]
     sample: Callable[[Any], int] = _everything
     constants: tuple[str, ...] = ()
+    depends: tuple[str, ...] | None = None
 
 
 # The sums of every grain so far, one array per row. Not tensors: thousands of small ones that stay would lie between
@@ -78,6 +80,8 @@ def measure_sums(
     over: MeasureOver,
     sums: Callable[[Block, Any], Array],
     value: Callable[[Totals, Any, list[float]], Any],
+    *,
+    depends: tuple[str, ...] | None = None,
 ) -> Measure:
     """Return a measure of one round that sums numbers over elements, exactly.
 
@@ -86,6 +90,7 @@ def measure_sums(
         over: One tensor, or all together.
         sums: ``(block, params) -> (k, grains)``: k sums over each grain of a block, as :func:`chunk_sums` gives them.
         value: ``(totals, params, sums) -> value``: what the measure gives, from the k sums.
+        depends: Parameters that ``sums`` and ``value`` read, None for all.
     """
 
     def start(totals: Totals, params: Any) -> tuple[Totals, Any]:
@@ -103,4 +108,4 @@ def measure_sums(
     def finish(state: tuple[Totals, Any], found: _Sums) -> Measured:
         return Measured(value(*state, fsum_rows(found)))
 
-    return Measure(needs, over, start, fold, combine, finish)
+    return Measure(needs, over, start, fold, combine, finish, depends=depends)

@@ -38,7 +38,7 @@ def measure_thresholds(over: MeasureOver, density_of: Callable[[Any, int], Seque
 
     Args:
         over: Whether density counts in the tensor or in the whole model.
-        density_of: ``(params, n) -> one density per model``.
+        density_of: ``(params, n) -> one density per model``, from the parameter ``density`` alone.
 
     Returns:
         A measure whose value is one threshold per model: 0.0 keeps everything, infinity nothing.
@@ -74,6 +74,7 @@ def measure_thresholds(over: MeasureOver, density_of: Callable[[Any, int], Seque
         frozenset({Input.DELTAS}), over, start, fold, combine, finish,
         sample=lambda search: min((sample_size(where) for where in search if not isinstance(where, float)), default=0),
         constants=("density",),
+        depends=("density",),
     )  # fmt: skip
 
 
