@@ -41,8 +41,9 @@ def merge(
         restart: Whether to throw away what a stopped merge has left.
         strict: Whether a warning that is known before the merge is an error.
         sync: Whether to return only when the output is on the device.
-        processes: Whether to work in processes forked from this one, on Linux and without a GPU: faster, but only for a
-            program whose other threads hold no locks at that moment. The default is threads.
+        processes: Whether to work in processes where there is no GPU: forked from this one on Linux, which is faster,
+            but only for a program whose other threads hold no locks at that moment; fresh ones where the environment
+            has ``MERGE_CLI_START_METHOD=spawn``, also on other systems. The default is threads.
         input_digests: Whether the manifest records the SHA-256 of every input file that is read. One that was not
             hashed before is hashed meanwhile, half a second to a second of a core per gigabyte, and its digest is kept
             in the user's cache folder, so that it costs nothing the next time.

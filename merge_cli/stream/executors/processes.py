@@ -8,7 +8,8 @@ Why not :class:`concurrent.futures.ProcessPoolExecutor`: its workers send their 
 a worker is noticed only between two results. One that is killed in the middle of a large result, as happens when memory
 runs out, leaves the pool waiting for the rest forever (seen with Python 3.11), and killing workers is the only way to
 stop them in the middle of a job. Here each has a pipe of its own for results, whose end says that the worker has gone.
-The pool also tells neither how a worker ended nor what it raised when it closed its files.
+The pool also tells neither how a worker ended nor what it raised when it closed its files, and a message costs it 130
+microseconds of all cores together, here 16.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic
@@ -120,6 +122,9 @@ class Processes(Executor[J, R], Generic[J, R, W]):
         self._feeder.start()
 
     def _start(self) -> None:
+        if self._context.get_start_method() == "spawn":
+            # Starting with the first worker, it would let through the signals that are to be answered later.
+            resource_tracker.ensure_running()
         jobs, self._jobs = self._context.Pipe(duplex=False)
         # Whoever holds the only byte of a pipe is the one who reads a job: a lock that needs no shared memory.
         turn, free = self._context.Pipe(duplex=False)

@@ -280,6 +280,20 @@ def test_a_process_that_cannot_be_started_is_an_error_that_says_what_to_do(monke
     assert at_work() == before
 
 
+_STARTING = """
+from merge_cli.stream.executors import Processes
+from tests.stream.executors.workers import Starting, first_seen
+
+with Processes(Starting(), first_seen, 1, method="spawn") as executor:
+    print(list(executor.map([0])))
+"""
+
+
+def test_an_interrupt_while_a_fresh_process_starts_is_left_to_its_parent() -> None:
+    done = subprocess.run([sys.executable, "-c", _STARTING], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[1]\n"
+
+
 _ENDLESS = """
 import os, pathlib, sys, time
 from merge_cli.stream.executors import Processes

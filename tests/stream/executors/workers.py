@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from merge_cli.errors import CheckpointError, ResourceError
@@ -41,6 +42,23 @@ class Unsendable(Exception):
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(f"{what}: {why}")
+
+
+class Starting:
+    """Makes a worker that tells whether interrupts were blocked when its process read what it is made from."""
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[[], Worker]], tuple[()]]:
+        return noted, ()
+
+
+def noted() -> Callable[[], Worker]:
+    """Return what a :class:`Starting` is at the other end."""
+    return partial(Worker, [int(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))])
+
+
+def first_seen(number: int, worker: Worker) -> int:
+    """Return the first number that the worker has seen."""
+    return worker.seen[0]
 
 
 class Unpicklable:
