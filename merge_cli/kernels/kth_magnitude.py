@@ -110,23 +110,32 @@ Search = CollectAll | SampleFirst | CountInBracket
 Found = list[Array] | BracketCount
 
 
-def start(numel: int, density: float, *, most_collected: int) -> Search | float:
-    """Return how to look for the magnitude from which the ``int(density * numel)`` largest entries, or one, stay.
+def start(rank: int, numel: int, *, most_collected: int) -> Search | float:
+    """Return how to look for the magnitude of a rank.
 
     Args:
+        rank: 1 for the largest entry; 0, and any beyond the last, need no search.
         numel: Length of the vector.
-        density: Fraction to keep, in [0, 1]; only 0 keeps none.
         most_collected: Entries that may be held at once.
 
     Returns:
-        A search; or the threshold at once, 0.0 to keep all and infinity to keep none.
+        A search; or the magnitude at once: of rank 0 infinity, which none reaches, beyond the last 0.0, which all do.
     """
-    rank = max(int(density * numel), int(density > 0))
-    if rank >= numel:
-        return 0.0
     if rank == 0:
         return math.inf
+    if rank > numel:
+        return 0.0
     return CollectAll(rank) if numel <= most_collected else SampleFirst(rank, numel)
+
+
+def count_kept(numel: int, density: float) -> int:
+    """Return how many entries a density keeps: ``int(density * numel)``, but one at least unless it is 0."""
+    return max(int(density * numel), int(density > 0))
+
+
+def last_rank(numel: int, count: int) -> int:
+    """Return the rank of the smallest of the ``count`` largest entries; one without a search where these are all."""
+    return count if count < numel else numel + 1
 
 
 def sample_size(search: Search | float) -> int:

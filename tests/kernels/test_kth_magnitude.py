@@ -19,6 +19,8 @@ from merge_cli.kernels.kth_magnitude import (
     CountInBracket,
     SampleFirst,
     combine,
+    count_kept,
+    last_rank,
     refine,
     sample_size,
     start,
@@ -55,7 +57,8 @@ def found(
     """
     row = torch.tensor(values, dtype=torch.float32)
     pieces = list(torch.tensor_split(row, sorted(cut % (len(values) + 1) for cut in cuts)))
-    search = start(len(values), density, most_collected=most_collected)
+    rank = last_rank(len(values), count_kept(len(values), density))
+    search = start(rank, len(values), most_collected=most_collected)
     rounds = 0
     while not isinstance(search, float):
         seen = sampled(pieces) if sample_size(search) else pieces
@@ -254,13 +257,14 @@ def test_a_bit_pattern_stands_for_its_number(value: float) -> None:
 
 
 def test_no_round_is_needed_to_keep_all_or_none() -> None:
-    assert start(10, 1.0, most_collected=100) == 0.0
-    assert start(10, 0.0, most_collected=100) == math.inf
+    assert start(last_rank(10, count_kept(10, 1.0)), 10, most_collected=100) == 0.0
+    assert start(last_rank(10, count_kept(10, 0.0)), 10, most_collected=100) == math.inf
 
 
 def test_only_a_vector_that_is_too_long_is_sampled() -> None:
-    assert start(10, 0.5, most_collected=10) == CollectAll(5)
-    assert start(11, 0.5, most_collected=10) == SampleFirst(5, 11)
+    assert start(5, 10, most_collected=10) == CollectAll(5)
+    assert start(10, 10, most_collected=10) == CollectAll(10)
+    assert start(count_kept(11, 0.5), 11, most_collected=10) == SampleFirst(5, 11)
     assert sample_size(CollectAll(5)) == 0
     assert sample_size(SampleFirst(5, 11)) > 0
     assert sample_size(CountInBracket(1, 0, 10)) == 0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from merge_cli.methods import find_method, find_step, method_names, step_names
+from merge_cli.recipe import load_recipe
 from merge_cli.testing import Check, Oracle, method_checks, step_checks
 from tests.methods.oracles import oracle_names, oracle_of
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def named(name: str) -> Oracle:
@@ -25,6 +30,15 @@ EVERYTHING = {
 )
 def test_a_method_or_step_keeps_the_rules(check: Check) -> None:
     check()
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_has_an_example_recipe(name: str) -> None:
+    path = CONFIGS / f"{name}.yml"
+    assert path.is_file(), f"add configs/{name}.yml, a recipe that uses {name}"
+    recipe = load_recipe(path)
+    assert recipe.merge_method == name
+    assert recipe.origin.warnings == ()
 
 
 def test_every_oracle_has_its_method_or_step() -> None:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from merge_cli.kernels import Array, kth_magnitude, zero_below
-from merge_cli.kernels.kth_magnitude import Found, Search, sample_size
+from merge_cli.kernels.kth_magnitude import Found, Search, count_kept, last_rank, sample_size
 from merge_cli.methods.contract import Block, Density, Input, Measure, Measured, MeasureOver, Params, Step, Totals
 
-# Per model: the threshold once it is known, until then how it is looked for, and what that has found.
+# Per rank: the magnitude once it is known, until then how it is looked for, and what that has found.
 _Search = list[Search | float]
 _Found = list[Found | None]
-# Magnitudes of all models together that are held at once, 16 MiB; longer vectors are bracketed by a sample.
+# Magnitudes of all ranks together that are held at once, 16 MiB; longer vectors are bracketed by a sample.
 _MOST_COLLECTED = 2**22
 
 
@@ -44,13 +44,35 @@ def measure_thresholds(over: MeasureOver, density_of: Callable[[Any, int], Seque
         A measure whose value is one threshold per model: 0.0 keeps everything, infinity nothing.
     """
 
+    def ranks_of(totals: Totals, params: Any) -> list[int]:
+        return [last_rank(totals.numel, count_kept(totals.numel, density)) for density in density_of(params, totals.n)]
+
+    return measure_ranks(over, ranks_of, depends=("density",))
+
+
+def measure_ranks(
+    over: MeasureOver, ranks_of: Callable[[Totals, Any], Sequence[int]], *, depends: tuple[str, ...]
+) -> Measure:
+    """Find the magnitudes of some ranks, exactly.
+
+    Args:
+        over: Whether ranks count in the tensor or in the whole model.
+        ranks_of: ``(totals, params) -> ranks``: one for each model, then perhaps another one for each, and so on. Rank
+            1 is the largest entry, 0 stands for infinity, and one beyond the last for 0.0.
+        depends: Parameters that ``ranks_of`` reads.
+
+    Returns:
+        A measure whose value is the list of these magnitudes.
+    """
+
     def start(totals: Totals, params: Any) -> _Search | Measured:
-        most = _MOST_COLLECTED // totals.n
-        densities = density_of(params, totals.n)
-        return _finished([kth_magnitude.start(totals.numel, density, most_collected=most) for density in densities])
+        ranks = ranks_of(totals, params)
+        most = _MOST_COLLECTED // len(ranks)
+        return _finished([kth_magnitude.start(rank, totals.numel, most_collected=most) for rank in ranks])
 
     def fold(search: _Search, found: _Found | None, block: Block, params: Any) -> _Found:
-        rows = zip(search, found or [None] * block.n, block.deltas, strict=True)
+        deltas = [block.deltas[i % block.n] for i in range(len(search))]
+        rows = zip(search, found or [None] * len(search), deltas, strict=True)
         return [
             None if isinstance(where, float) else kth_magnitude.update(where, so_far, row)
             for where, so_far, row in rows
@@ -73,8 +95,8 @@ def measure_thresholds(over: MeasureOver, density_of: Callable[[Any, int], Seque
     return Measure(
         frozenset({Input.DELTAS}), over, start, fold, combine, finish,
         sample=lambda search: min((sample_size(where) for where in search if not isinstance(where, float)), default=0),
-        constants=("density",),
-        depends=("density",),
+        constants=depends,
+        depends=depends,
     )  # fmt: skip
 
 
