@@ -38,9 +38,7 @@ _DELLA = "drops all deltas with one probability, where {} spares the larger ones
 # Method that mergekit has under this name and this version does not -> what comes close.
 UNREAD_METHODS = {
     "arcee_fusion": "ties, which keeps the largest deltas by `density`, comes close",
-    "breadcrumbs": "task_arithmetic with `prepare: {keep_largest: {density: 0.9}}` drops the small deltas, but keeps "
-    "the very large ones",
-    "breadcrumbs_ties": "ties drops the small deltas by `density`, but keeps the very large ones",
+    "breadcrumbs_ties": "breadcrumbs drops the same deltas; ties settles conflicts between the models by sign",
     "della": f"dare_ties {_DELLA.format('della')}",
     "della_linear": f"dare_linear {_DELLA.format('della_linear')}",
     "karcher": "slerp is the same for two models; for more, linear averages them",
@@ -55,7 +53,7 @@ UNREAD_METHODS = {
 # Parameters of mergekit's methods that none of ours has; published recipes carry them along.
 UNUSED_PARAMETERS = frozenset(
     {
-        *("int8_mask", "epsilon", "gamma", "select_topk", "filter_wise", "max_iter", "tol", "eps", "r", "alpha"),
+        *("int8_mask", "epsilon", "select_topk", "filter_wise", "max_iter", "tol", "eps", "r", "alpha"),
         *("nuslerp_flatten", "nuslerp_row_wise", "normalize_weights", "embed_slerp"),
     }
 )

@@ -187,7 +187,7 @@ def test_a_model_may_be_given_by_its_path_alone() -> None:
     [
         ("merge_method: della\n", "hint: dare_ties "),
         ("merge_method: nuslerp\n", "hint: slerp "),
-        ("merge_method: breadcrumbs\n", "keep_largest"),
+        ("merge_method: breadcrumbs_ties\n", "hint: breadcrumbs "),
         ("merge_method: model_stock\n", "hint: task_arithmetic "),
         ("tokenizer_source: union\n", "hint: remove the key: the output gets the base's tokenizer"),
         ("slices: []\n", "interpolated over the layers"),
