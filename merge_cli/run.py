@@ -32,7 +32,8 @@ def merge(
 ) -> MergeReport:
     """Carry out a plan; ``out`` appears complete or not at all.
 
-    A merge that was stopped goes on from what it has left in ``out.partial``, if it is the same merge.
+    A merge that was stopped goes on from what it has left in ``out.partial``, if it is the same merge. The
+    variants of a plan are merged in one pass, each into a folder of its own in ``out``.
 
     Args:
         plan: From :func:`merge_cli.build_plan`.

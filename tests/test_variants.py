@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from merge_cli import Replay, build_plan, merge, verify
 from merge_cli.checkpoint import Files
@@ -18,6 +20,7 @@ from merge_cli.stream import diagnose
 from tests.checkpoints import read_checkpoint, recipe_over, write_checkpoint
 from tests.crash.cases import RECIPES, check_sums, contents, planned, shown, write_models
 from tests.crash.seam import Seam, StopAfter, Stopped, is_block
+from tests.models import llama
 
 LAMBDAS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3, -1.0)
 SWEEP = {f"lambda={value}": {"lambda": value} for value in LAMBDAS}
@@ -186,6 +189,25 @@ def test_each_folder_is_a_whole_checkpoint_and_one_list_of_digests_covers_all(mo
     }
     assert report.written_bytes == 8 * sum(path.stat().st_size for path in (out / "lambda=0.1").glob("*.safetensors"))
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_each_variant_is_loaded_by_transformers_with_the_numbers_of_its_own_lambda(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    numbers = []
+    for name in ("base", "one", "two"):
+        model = llama()
+        model.save_pretrained(tmp_path / name)
+        numbers.append(model.state_dict())
+    models = [{"model": "one", "parameters": {"weight": 1.0}}, {"model": "two", "parameters": {"weight": 0.5}}]
+    recipe = {"merge_method": "task_arithmetic", "base_model": "base", "models": models}
+    variants = {"half": {"lambda": 0.5}, "whole": {"lambda": 1.0}}
+    merge(build_plan(recipe_over(tmp_path, recipe), variants=variants), tmp_path / "out", sync=False)
+    for name, scale in (("half", 0.5), ("whole", 1.0)):
+        found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / name).state_dict()
+        assert found.keys() == numbers[0].keys()
+        for key, base in numbers[0].items():
+            wanted = base + scale * ((numbers[1][key] - base) + 0.5 * (numbers[2][key] - base))
+            torch.testing.assert_close(found[key], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_the_manifest_has_what_each_variant_was_given_and_its_parameters(models: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def plan(
         facts.add_row("prepare", f"{name} {params.model_dump(mode='json')}")
     facts.add_row("tensors", f"{len(planned.merged)} merged, {copied} copied")
     facts.add_row("read", format_bytes(planned.read_bytes))
-    facts.add_row("write", f"{format_bytes(planned.written_bytes)} in {count_of(len(planned.layout.shards), 'file')}")
+    facts.add_row("write", f"{format_bytes(planned.written_bytes)} in {count_of(len(planned.weight_files), 'file')}")
     facts.add_row("hold", f"{format_bytes(planned.buffer_bytes)} of {_budget(planned.memory_bytes)} for buffers")
     device = choose_device(planned.device)
     facts.add_row("work", f"{count_of(planned.threads, 'worker')}, {planned.block_numel} elements per block, {device}")
@@ -130,7 +130,7 @@ def _plan_json(planned: MergePlan) -> dict[str, Any]:
         "copied": len(planned.tasks) - len(planned.merged),
         "read_bytes": planned.read_bytes,
         "written_bytes": planned.written_bytes,
-        "files": len(planned.layout.shards),
+        "files": len(planned.weight_files),
         "buffer_bytes": planned.buffer_bytes,
         "memory_bytes": planned.memory_bytes,
         "block_numel": planned.block_numel,
