@@ -139,6 +139,17 @@ def test_threads_memory_and_processes_do_not_change_a_byte(
 
 
 @pytest.mark.parametrize("name", ["ties of the model", "ties of each tensor"])
+def test_fresh_processes_know_what_was_measured_for_each_variant(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    variants = {"a": {"density": 0.4}, "b": {"density": 0.9}, "c": {"density": 0.4, "lambda": 0.5}}
+    merge(planned(models, RECIPES[name], variants=variants, threads=1), tmp_path / "one" / "all")
+    monkeypatch.setenv("MERGE_CLI_START_METHOD", "spawn")
+    merge(planned(models, RECIPES[name], variants=variants, threads=2), tmp_path / "two" / "all", processes=True)
+    assert shown(tmp_path / "two" / "all") == shown(tmp_path / "one" / "all")
+
+
+@pytest.mark.parametrize("name", ["ties of the model", "ties of each tensor"])
 def test_a_measure_is_taken_once_for_variants_that_agree_in_what_it_depends_on(models: Path, name: str) -> None:
     recipe = RECIPES[name]
     one, same, two = CountingReads(), CountingReads(), CountingReads()
