@@ -1,4 +1,4 @@
-"""Merge fine-tuned neural networks in parameter space.
+"""Merging of fine-tuned neural networks in parameter space.
 
     from merge_cli import build_plan, load_recipe, merge
 

@@ -1,4 +1,4 @@
-"""``python -m merge_cli`` is ``merge-cli``."""
+"""Entry point of ``python -m merge_cli``."""
 
 from merge_cli.cli import program
 

@@ -1,4 +1,4 @@
-"""What can go wrong, drawn as a tree; the leaves differ in the exit code that a script sees.
+"""The tree of errors; its leaves differ in the exit code that a script sees.
 
 MergeError
 ├── RecipeError         2   the recipe or the command line is wrong
@@ -14,7 +14,7 @@ import errno
 
 
 class MergeError(Exception):
-    """A failure that its user can mend: says where, what was expected, what arrived, and what to try.
+    """An error that the user can fix: says where, what was expected, what arrived, and what to try.
 
     Args:
         message: One sentence; it starts with the place (``recipe.yml:5: ...``) where there is one.

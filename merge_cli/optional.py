@@ -32,7 +32,7 @@ def import_optional(library: str, what: str) -> Any:
 
 
 def is_installed(library: str) -> bool:
-    """Whether a library is there, without importing it."""
+    """Tell whether a library is there, without importing it."""
     return find_spec(library) is not None
 
 
@@ -66,7 +66,7 @@ def missing_library(error: ImportError) -> RecipeError | None:
 
 
 def _is_missing(library: str, error: ImportError) -> bool:
-    """Whether it is not there, or lacks another; what is there and does not load has other reasons."""
+    """Tell whether it is not there, or lacks another; what is there and does not load has other reasons."""
     return isinstance(error, ModuleNotFoundError) or error.name in {None, library}
 
 

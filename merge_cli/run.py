@@ -1,7 +1,7 @@
-"""The line that the whole program is: a plan is streamed into a staging folder, which then gets its final name.
+"""The merge: a plan is streamed into a staging folder, which then gets its final name.
 
-What a run that was stopped has written stays in the staging folder with its journal, and the same merge goes on from
-there. A run that failed because of what it read leaves nothing: it would fail again.
+The files of an interrupted run stay in the staging folder with its journal, and the same merge resumes from them. A
+run that failed because of what it read leaves nothing: it would fail again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def merge(
 ) -> MergeReport:
     """Carry out a plan; ``out`` appears complete or not at all.
 
-    A merge that was stopped goes on from what it has left in ``out.partial``, if it is the same merge. The
+    An interrupted merge resumes from what it has left in ``out.partial``, if it is the same merge. The
     variants of a plan are merged in one pass, each into a folder of its own in ``out``.
 
     Args:

@@ -1,4 +1,4 @@
-"""Bytes, durations and rates, read from and written for people."""
+"""Text for people: sizes, durations, counts, lists, spelling hints, safe printing."""
 
 import difflib
 import re

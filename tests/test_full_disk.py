@@ -67,7 +67,7 @@ def test_a_disk_that_fills_up_at_the_end_costs_no_work(inputs: Path, small: Path
     done = merged(inputs, small / "out")
     assert done.returncode == 4
     assert "No space left on device" in done.stderr
-    assert "the same command goes on from there" in done.stderr
+    assert "run the same command again to resume" in done.stderr
     assert sorted(path.name for path in small.iterdir()) == ["ballast", "out.partial"]
     ballast.unlink()
     assert merged(inputs, small / "out").returncode == 0

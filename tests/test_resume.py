@@ -216,7 +216,7 @@ def test_a_merge_that_failed_for_want_of_space_goes_on_when_there_is_some(models
     with pytest.raises(ResourceError) as caught:
         merge(plan, tmp_path / "out", files=Full())
     assert caught.value.__notes__ == [
-        f"what is done is kept in {tmp_path}/out.partial: the same command goes on from there"
+        f"what is done is kept in {tmp_path}/out.partial: run the same command again to resume"
     ]
     report = merge(plan, tmp_path / "out")
     assert report.resumed_bytes == sum(task.target.nbytes for task in plan.tasks)
@@ -301,7 +301,7 @@ def test_another_merge_does_not_go_on(models: Path, tmp_path: Path, change: dict
     changed = {key: value for key, value in change.items() if key not in options}
     stopped(planned(models, TIES, threads=1), tmp_path / "out", 20)
     why = refused(planned(models, {**TIES, **changed}, **options), tmp_path / "out")
-    assert why.startswith(f"{tmp_path}/out.partial holds an unfinished merge that was not this one: ")
+    assert why.startswith(f"{tmp_path}/out.partial holds an unfinished merge of something else: ")
     assert says in why
     assert "hint: --restart throws it away and begins again" in why
 
@@ -337,7 +337,7 @@ def test_an_input_that_has_changed_is_named(own: Path, tmp_path: Path, change: C
     stopped(planned(own, TIES, threads=1), tmp_path / "out", 20)
     change(own / "one" / "model.safetensors")
     why = refused(planned(own, TIES), tmp_path / "out")
-    assert "was not this one: input model 0 (one, model.safetensors) changed" in why
+    assert "of something else: input model 0 (one, model.safetensors) changed" in why
 
 
 def _other_numbers(path: Path, tensor: str) -> None:
@@ -358,7 +358,7 @@ def test_an_input_with_other_numbers_and_the_same_header_size_and_time_is_named(
     stopped(planned(own, TIES, threads=1), tmp_path / "out", 20)
     _other_numbers(own / "one" / "model.safetensors", tensor)
     why = refused(planned(own, TIES), tmp_path / "out")
-    assert "was not this one: input model 0 (one, model.safetensors) changed (numbers)\n  hint: --restart" in why
+    assert "of something else: input model 0 (one, model.safetensors) changed (numbers)\n  hint: --restart" in why
 
 
 @pytest.mark.parametrize("how", ["copied", "mode", "linked"])
@@ -482,7 +482,7 @@ def test_what_cannot_be_cleared_away_from_a_complete_output_is_told_and_goes_the
     models: Path, tmp_path: Path
 ) -> None:
     plan, out = planned(models, TIES), tmp_path / "out"
-    said = f"what the run kept in {out} could not all be removed: Input/output error; the same command tries again"
+    said = f"what the run kept in {out} could not all be removed: Input/output error; run the same command again"
     assert said in merge(plan, out, files=NotRemoved()).warnings
     assert (out / ".lock").exists()
     assert said in merge(plan, out, files=NotRemoved()).warnings

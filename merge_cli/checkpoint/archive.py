@@ -1,4 +1,4 @@
-"""The zip archive that torch writes, read with suspicion: where its storages lie, and the pickle that describes them.
+"""Zip archives written by torch: the byte ranges of their storages, and the pickle that describes them.
 
 Every member is stored as it is, so that nothing unpacks to more than the file holds, and what the archive's directory
 says of a storage must agree with the header before its bytes.
@@ -30,7 +30,7 @@ _OTHER_FORMAT = "is not in torch's zip format (torch 1.6 or later)"
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive of torch holds.
+    """Contents of an archive of torch.
 
     Attributes:
         path: The file.

@@ -1,4 +1,4 @@
-"""JSON that came with a checkpoint: bounded in size, in values and in depth, and text throughout."""
+"""JSON read within bounds on size, values and depth, for files that come with a checkpoint."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read_json(path: Path, files: Files) -> dict[str, Any]:
 
 
 def is_text(value: str) -> bool:
-    """Whether UTF-8 can hold it; JSON and pickles can smuggle in halves of surrogate pairs, which nothing can write."""
+    """Tell whether UTF-8 can hold it; JSON and pickles can hold halves of surrogate pairs, which nothing can write."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -73,14 +73,14 @@ def _parsed(raw: bytes, pairs_hook: Any) -> Any:
 
 
 def _check_values(content: Any) -> None:
-    """What comes after walks and writes such objects by recursion, and writes text as UTF-8."""
+    """Refuse values that are nested too deeply for recursion, or that UTF-8 cannot hold."""
     level = [content]
     for _ in range(_MOST_DEPTH):
         texts = [key for value in level if isinstance(value, dict) for key in value]
         texts += [value for value in level if isinstance(value, str)]
         wrong = next((text for text in texts if not is_text(text)), None)
         if wrong is not None:
-            raise ValueError(f"{wrong[:100]!r} has half of a surrogate pair, which is no text")
+            raise ValueError(f"{wrong[:100]!r} has half of a surrogate pair, which is not text")
         holders = [value for value in level if isinstance(value, (dict, list))]
         inside = [value.values() if isinstance(value, dict) else value for value in holders]
         level = [value for values in inside for value in values]

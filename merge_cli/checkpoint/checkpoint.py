@@ -1,4 +1,4 @@
-"""A checkpoint as plan and methods know it: names and what stands behind them."""
+"""The checkpoint type: tensor names and their sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merge_cli.checkpoint.sources import Source
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is known of a checkpoint from its headers, or of a view of checkpoints.
+    """A checkpoint as its headers describe it, or a view of checkpoints.
 
     Attributes:
         label: What the recipe calls it.

@@ -1,4 +1,4 @@
-"""SHA-256 of weight files, kept from one run to the next, so that a model is hashed once and not at every merge.
+"""Cache of the SHA-256 of weight files, so that a model is hashed once and not at every merge.
 
 An entry stands for a file that nobody has touched: it is found by device, inode, size, times, header and sample
 together, and the change time among them is set by the system alone. A file that was changed less than two seconds

@@ -1,4 +1,4 @@
-"""The file of SHA-256 digests in an output: what was written there, and so what may be replaced."""
+"""The SHA256SUMS file of an output, which lists every file that a merge wrote."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DIGITS = frozenset("0123456789abcdef")
 
 
 def is_below(name: str) -> bool:
-    """Whether a recorded name, which may begin with folders, stays below the folder it was recorded in."""
+    """Tell whether a recorded name, which may begin with folders, stays below the folder it was recorded in."""
     path = Path(name)
     return len(name) <= _MOST_CHARACTERS and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 

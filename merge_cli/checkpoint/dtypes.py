@@ -1,4 +1,4 @@
-"""The element types that safetensors files hold, under the names that their headers use."""
+"""Element types of safetensors files, under the names that their headers use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DType(StrEnum):
 
     @property
     def is_float(self) -> bool:
-        """Whether arithmetic makes sense on it; the others are copied."""
+        """Tell whether arithmetic makes sense on it; the others are copied."""
         return self in _FLOATS
 
     @property

@@ -1,4 +1,4 @@
-"""Files that stay open for as long as there is room for them."""
+"""Cache of open file descriptors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done with files, made of the system's calls.
+"""File operations built from system calls.
 
 Everything that reads tensor data or writes output goes through a :class:`Files`, so that a test can make any single
 call fail. Calls that failed are turned into errors that name the file.

@@ -1,4 +1,4 @@
-"""What tells a model from another one with the same tensors: a fine-tune from its base."""
+"""Fingerprint of a model's weights, which tells a fine-tune from its base."""
 
 from __future__ import annotations
 

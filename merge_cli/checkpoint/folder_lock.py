@@ -1,4 +1,4 @@
-"""Keeps the folder in which a run works for that run alone, by a lock on a hidden file in it."""
+"""Exclusive use of a working folder, by a lock on a hidden file in it."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def lock_folder(folder: Path, files: Files, *, run: str, busy: str) -> Iterator[
 
 
 def may_take(folder: Path, files: Files) -> bool:
-    """Whether a folder is empty, but for a lock that is empty too, or holds the lock file of a run of this program."""
+    """Tell whether a folder is empty, but for an empty lock, or holds the lock file of a run of this program."""
     names = files.list_names(folder)
     return not names or (LOCK in names and (is_marked(folder) or (len(names) == 1 and _is_empty(folder / LOCK))))
 
 
 def is_marked(folder: Path) -> bool:
-    """Whether the lock file in a folder was written by this program."""
+    """Tell whether the lock file in a folder was written by this program."""
     path = folder / LOCK
     try:
         if path.is_symlink() or not path.is_file():
@@ -82,7 +82,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def holds_lock(lock: int, folder: Path) -> bool:
-    """Whether an open lock file is that of a folder."""
+    """Tell whether an open lock file is that of a folder."""
     try:
         return os.path.samestat(os.fstat(lock), (folder / LOCK).stat())
     except OSError:

@@ -1,4 +1,4 @@
-"""What is given for a checkpoint and is none: adapters, configurations, optimizers, files of other programs."""
+"""Files that are not checkpoints: adapters, configurations, optimizers, files of other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: read with suspicion, written aligned.
+"""Headers of safetensors files: checked when they are read, aligned when they are written.
 
 Layout of the format: eight bytes with the header's length (little-endian), the header (JSON), then the tensors' bytes
 without gap or overlap. A header comes from whoever made the file, so every number in it is checked before use.
@@ -33,7 +33,7 @@ _BLOCK_DTYPES = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells a file from another, or from itself after a change.
+    """Identity of a file, which tells it from another and from itself after a change.
 
     Size, time, header and sample say what the file holds, here and on any machine to which it is copied with its time:
     they decide whether a stopped merge may go on, and are what a manifest records. They are read from the file at each
@@ -59,13 +59,13 @@ class FileIdentity:
 
     @property
     def content(self) -> dict[str, int | str]:
-        """What a copy of the file has too, by what a user may call it."""
+        """Facts that a copy of the file shares, by a name that a user knows."""
         return {"size": self.size, "time": self.mtime_ns, "header": self.sha256, "numbers": self.sample}
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a weight file says it holds; ``tensors`` in the order of their bytes."""
+    """Header of a weight file; ``tensors`` in the order of their bytes."""
 
     identity: FileIdentity
     tensors: dict[str, StoredTensor]
@@ -135,12 +135,12 @@ def _metadata(found: Any, path: Path) -> dict[str, str]:
         raise _damaged(path, "its __metadata__ is not a mapping of texts to texts")
     wrong = next((text for pair in found.items() for text in pair if not is_text(text)), None)
     if wrong is not None:
-        raise _damaged(path, f"{wrong[:100]!r} in its __metadata__ has half of a surrogate pair, which is no text")
+        raise _damaged(path, f"{wrong[:100]!r} in its __metadata__ has half of a surrogate pair, which is not text")
     return found
 
 
 def is_tensor_name(name: str) -> bool:
-    """Whether a tensor may be called so: in tables, errors and indices a name must be one short piece of text."""
+    """Tell whether a tensor may be called so: in tables, errors and indices a name must be one short piece of text."""
     return name.isprintable() and len(name) <= _MOST_NAME_LENGTH
 
 

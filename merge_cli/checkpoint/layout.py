@@ -1,4 +1,4 @@
-"""Where every tensor of an output checkpoint will lie, decided before any of it exists."""
+"""Layout of an output checkpoint: the shard and the offset of every tensor, planned before anything is written."""
 
 from __future__ import annotations
 

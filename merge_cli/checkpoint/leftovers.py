@@ -1,4 +1,4 @@
-"""Folders that stopped runs have left beside their outputs: found, and removed where that is safe."""
+"""Working folders of interrupted runs: found beside their outputs, and removed where that is safe."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _reason_to_keep(folder: Path) -> str:
 
 
 def _reason_to_keep_replaced(folder: Path) -> str:
-    """An output that a newer one was to replace goes only where that is in place, and no run may put it back."""
+    """Return why an output that a newer one was to replace must stay; None where the newer one is in place."""
     out = folder.with_suffix("")
     try:
         check_replaceable(folder, force=True)

@@ -1,4 +1,4 @@
-"""Turns what the operating system complains of into errors of ours that name the file."""
+"""Translation of OSError into errors that name the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from merge_cli.errors import CheckpointError, MergeError, ResourceError, of_syst
 
 
 class _Translation:
-    """Turns an OSError of its block into an error of ours, at a third of the cost of what contextlib would make."""
+    """Translates an OSError of its block, at a third of the cost of a contextlib context manager."""
 
     __slots__ = ("_path",)
 

@@ -1,4 +1,4 @@
-"""Checkpoints whose numbers are not the weights but codes and scales, known by what they hold.
+"""Quantised checkpoints, recognised by their tensors.
 
 Every tool that quantises leaves tensors that no other checkpoint has: integers that hold several weights each, and the
 scales that turn them, or float8 numbers, into weights. They tell more than ``config.json``, which some tools do not

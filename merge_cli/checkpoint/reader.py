@@ -1,4 +1,4 @@
-"""Positioned reads of tensor data into buffers that the caller owns.
+"""Positioned reads of tensor data into the caller's buffers.
 
 No file is mapped: a mapped file that is truncated meanwhile kills the process, and mapped pages count as its memory.
 """
@@ -108,7 +108,7 @@ class Reader:
                 self._check(path, self._files.stat_path(path))
 
     def untouched(self, identity: FileIdentity) -> bool:
-        """Whether a file is the very one that was planned, without even a change of its mode, when last looked at."""
+        """Tell whether a file was the one that was planned, without even a change of its mode, when last looked at."""
         return self._seen.get(identity.path, identity.place) == identity.place
 
     def changed(self, path: Path) -> CheckpointError:
@@ -134,7 +134,7 @@ class Reader:
         self._seen[path] = place
 
     def _holds_same(self, identity: FileIdentity, place: tuple[int, int, int]) -> bool:
-        """Whether the file of this name is the one at ``place``, with the header and the sample that were planned."""
+        """Tell whether the file of this name is the one at ``place``, with the planned header and sample."""
         path = identity.path
         try:
             header = read_any_header(path, self._files)[0]

@@ -1,4 +1,4 @@
-"""What the pickles of torch name, and the description of a tensor that it makes of its arguments.
+"""Rebuild functions in torch's pickles, and the tensor descriptions that they return.
 
 The arguments come from whoever made the file, so every number in them is checked before use.
 """

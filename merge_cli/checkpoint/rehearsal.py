@@ -1,4 +1,4 @@
-"""A try whether an output can be made in its place, which leaves everything as it was."""
+"""Rehearsal of the staging folder, which leaves everything as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a recipe calls a checkpoint to where it is on this machine."""
+"""Resolution of a recipe's checkpoint reference to a path on this machine."""
 
 from __future__ import annotations
 
@@ -92,6 +92,6 @@ def _snapshot(repository: str, revision: str | None, reference: str) -> Path:
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"'{reference}' is no local path, and the hub did not give it: {first_line[:300]}",
+            f"'{reference}' is not a local path, and the hub did not give it: {first_line[:300]}",
             hint="check the spelling, the network, and for private models that you are logged in (hf auth login)",
         ) from error

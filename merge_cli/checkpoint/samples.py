@@ -1,4 +1,4 @@
-"""A digest of some of a weight file's numbers: what tells a fine-tune from another one with the same header.
+"""Digest of a sample of a weight file's numbers, which tells fine-tunes with the same header apart.
 
 The header says names, shapes and places, which all fine-tunes of a model share; size and time are kept by whatever
 copies, synchronises or unpacks files. Few numbers tell two trainings apart, for training changes nearly all of them.

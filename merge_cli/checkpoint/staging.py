@@ -1,4 +1,4 @@
-"""The folder in which an output is made, and how it gets its final name."""
+"""The staging folder of an output, and its commit under the final name."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Staging:
 
     @property
     def left(self) -> str | None:
-        """What a complete OUT could not be cleared of, in a sentence; the next run tries again."""
+        """Leftovers beside a complete OUT that could not be removed, in a sentence; the next run tries again."""
         return self._left
 
     def finish(self) -> None:
@@ -162,7 +162,7 @@ class Staging:
 
     @property
     def committed(self) -> bool:
-        """Whether the folder that :meth:`open` has locked is OUT by now."""
+        """Tell whether the folder that :meth:`open` has locked is OUT by now."""
         return self._committed or (self._lock is not None and holds_lock(self._lock, self.out))
 
     def discard(self) -> None:

@@ -1,4 +1,4 @@
-"""The one seam between this project and the operating system's files: a method for each call."""
+"""System calls on files, one method each: the seam at which tests inject faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pytorch_model.bin`` files and what else torch has saved: where tensors' bytes lie, without running the pickle.
+"""``pytorch_model.bin`` files: the byte ranges of their tensors, found without running the pickle.
 
 torch writes such a file as an uncompressed zip archive with one member per storage, and a pickle that says which tensor
 uses which part of which. The archive's directory tells where the members are in the file; the two together give

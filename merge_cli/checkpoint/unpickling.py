@@ -1,4 +1,4 @@
-"""What a pickle of tensors says, worked out without the library that would run it.
+"""Interpreter for the pickles that torch writes, which runs none of their code.
 
 A pickle is a program. The few instructions that torch writes for state dicts are carried out here on plain data: the
 only things that it may name are those in ``NAMED``, and what they make is a description of where a tensor's bytes lie.
@@ -132,7 +132,7 @@ class _Machine:
 
 
 def _is_key(value: Any) -> bool:
-    """Whether it is a name or a number as states have them; others may hash alike, or take forever to."""
+    """Tell whether it is a name or a number as states have them; others may hash alike, or take forever to."""
     return type(value) is str or (type(value) is int and 0 <= value < 2**32)
 
 

@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights, and what an index says of them."""
+"""The weight files of a checkpoint folder, and its index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of tensors without what wrappers around a model put into them.
+"""Tensor names without the prefixes of wrappers such as torch.compile.
 
 torch.compile, data parallelism and checkpointing keep the model as a part of themselves, so that its state dict has
 their attribute in every name, where no loader looks for it.

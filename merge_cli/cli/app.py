@@ -1,4 +1,4 @@
-"""The program: its commands, and what a failure looks like."""
+"""The program: its commands, signals and error messages."""
 
 from __future__ import annotations
 

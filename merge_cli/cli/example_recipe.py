@@ -1,4 +1,4 @@
-"""An example recipe for a method, made from what the method says of itself."""
+"""Example recipe for a method, made from its parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``fisher``, ``fisher import`` and ``mismatch``."""
+"""The commands ``fisher`` and ``fisher import``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Help texts that are read at 80 columns: plain, with examples, and with the same form for every command."""
+"""Help texts for 80 columns: plain, with examples, and in the same form for every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``init``."""
+"""The command ``init``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``inspect``."""
+"""The command ``inspect``."""
 
 from __future__ import annotations
 

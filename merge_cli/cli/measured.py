@@ -1,4 +1,4 @@
-"""What ``fisher`` says of a measurement."""
+"""Report of ``fisher`` on a measurement."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def noting_what_is_kept(out: Path) -> Iterator[None]:
         raise
     except BaseException as stopped:
         if resume_folder(out).is_dir():
-            stopped.add_note(f"what was summed so far is in {resume_folder(out)}: the same command continues")
+            stopped.add_note(f"what was summed so far is in {resume_folder(out)}: run the same command again to resume")
         raise
 
 
@@ -55,7 +55,7 @@ def tell(report: FisherReport, *, quiet: bool, as_json: bool) -> None:
         )
         typer.echo(f"  {_used(told, sum(report.unusable.values()))}")
         if report.resumed:
-            typer.echo(f"  went on from an interrupted run, of which {report.resumed:.0%} was done")
+            typer.echo(f"  resumed an interrupted run, of which {report.resumed:.0%} was done")
         if report.unmeasured:
             typer.echo(f"  {len(report.unmeasured)} tensors without one, such as {report.unmeasured[0]}")
 

@@ -1,4 +1,4 @@
-"""``merge`` and ``plan``."""
+"""The commands ``merge`` and ``plan``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def merge(
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace what an earlier merge wrote there.")] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin again, and throw away what a stopped run has left.")
+        bool, typer.Option("--restart", help="Begin again, and throw away what an interrupted run has left.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that is known before the work, and stop.")
@@ -56,7 +56,7 @@ def merge(
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge the models of RECIPE into OUT; the same command goes on with a merge that was stopped."""
+    """Merge the models of RECIPE into OUT; run the same command again to resume an interrupted merge."""
     from merge_cli.checkpoint import check_replaceable
     from merge_cli.checkpoint.os_errors import write_errors
     from merge_cli.cli import render

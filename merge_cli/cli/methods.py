@@ -1,4 +1,4 @@
-"""``methods``, ``inspect``, ``verify`` and ``schema``."""
+"""The command ``methods``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mismatch``."""
+"""The command ``mismatch``."""
 
 from __future__ import annotations
 

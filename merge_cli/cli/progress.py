@@ -1,4 +1,4 @@
-"""Progress: what is being done, how much of it, how fast, and how long it will take."""
+"""Progress display: phase, share done, speed and time left."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ class Lines:
         self._lock = threading.Lock()
 
     def phase(self, name: str, nbytes: int) -> None:
-        """A phase of the work begins."""
+        """Begin a phase of the work."""
         with self._lock:
             self._name, self._total, self._done, self._began = name, nbytes, 0, self._clock()
 
     def advance(self, tensor: str, nbytes: int) -> None:
-        """So much more was done."""
+        """Count that so much more was done."""
         with self._lock:
             self._done += nbytes
             now = self._clock()

@@ -1,4 +1,4 @@
-"""What a script reads: one JSON object on standard output, of a wrong command line too."""
+"""JSON results on standard output, of a wrong command line too."""
 
 from __future__ import annotations
 

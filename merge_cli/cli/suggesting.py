@@ -1,4 +1,4 @@
-"""A recipe that suits given checkpoints: which is the base, what is left unmerged, which method, and why."""
+"""Recipe suggested for given checkpoints: base, method and exclusions, with the reasons."""
 
 from __future__ import annotations
 

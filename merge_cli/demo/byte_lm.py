@@ -27,7 +27,7 @@ Penalty = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts the next character of held-out text.
+    """Quality of a model's prediction of the next character of held-out text.
 
     Attributes:
         loss: Mean negative log-likelihood per character, in nats.
@@ -40,7 +40,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Training:
-    """How to train.
+    """Settings of training.
 
     Attributes:
         steps: Batches of 32.

@@ -26,7 +26,7 @@ _ENOUGH = 600_000
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many examples of each kind of text.
+    """Numbers of examples of each kind of text.
 
     Attributes:
         own: To train the base on, of its own domain.

@@ -1,4 +1,4 @@
-"""What the demonstration found, as data and as tables."""
+"""Results of the demonstration, as data, tables and sentences."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """How a method's loss on validation data depends on the number that was chosen.
+    """A method's loss on validation data, by the number that was tuned.
 
     Attributes:
         title: The method.
@@ -55,7 +55,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Removal:
-    """What became of the domain that was to be removed, and of the one that was to stay; losses on test data."""
+    """Test losses on the domain that was to be removed, and on the one that was to stay."""
 
     name: str
     title: str
@@ -75,7 +75,7 @@ class Table:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demonstration found.
+    """Results of the demonstration.
 
     Attributes:
         folder: Where its files are.
@@ -171,7 +171,7 @@ def _comparisons(rows: Sequence[Row]) -> list[str]:
     if ours.extrapolation is not None:
         said.append(
             f"Gradient matching diagnoses an extrapolation of {ours.extrapolation:.1f} at weight 1 "
-            "(up to 1.5 is fine, above it merges are as a rule worse than the base)."
+            "(up to 1.5 is fine, above it merges are usually worse than the base)."
         )
     return said
 

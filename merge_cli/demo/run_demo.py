@@ -30,7 +30,7 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the demonstration is.
+    """Sizes of the demonstration.
 
     Attributes:
         sizes: Examples per domain.

@@ -1,4 +1,4 @@
-"""A measurement on its way: batches in, sums out, saved so that it can go on later."""
+"""Accumulation of a Fisher over batches, saved so that an interrupted measurement can resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which module calls carry the examples as the first dimension of what goes in and what comes out.
+"""Batch axes of module calls: where the examples are the first dimension of inputs and outputs.
 
 A leading dimension that happens to equal the batch size proves nothing: a table of relative positions is looked up with
 as many rows as there are tokens. So the same forward pass is made with two and with three examples, and what grew with
@@ -36,7 +36,7 @@ class Call:
 
     @property
     def separable(self) -> bool:
-        """Whether one example can go through the module without the others."""
+        """Tell whether one example can go through the module without the others."""
         return self.sound and bool(self.outputs) and all(self.outputs)
 
 

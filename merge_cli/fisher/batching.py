@@ -1,4 +1,4 @@
-"""Encoded rows, what became of the others, and batches."""
+"""Batching of encoded rows, and the count of rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Example:
 
 @dataclass
 class Tally:
-    """What became of the rows; filled while :func:`encode_rows` is iterated.
+    """Counts of rows, used and not; filled while :func:`encode_rows` is iterated.
 
     Attributes:
         used: Examples encoded.
@@ -72,7 +72,7 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a row becomes.
+    """An encoded row.
 
     Attributes:
         inputs: Keyword arguments of the model; the first one's length is the example's.

@@ -1,4 +1,4 @@
-"""Which tensors are measured, and in which pass over the data."""
+"""Choice of the tensors that are measured, in each pass over the data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from merge_cli.text import listed
 
 @dataclass(frozen=True)
 class Choice:
-    """What is measured.
+    """Tensors that are measured.
 
     Attributes:
         shapes: Tensor name in the files -> shape, in the checkpoint's order.

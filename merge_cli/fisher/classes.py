@@ -1,4 +1,4 @@
-"""Which of a model's classes a label in the data means."""
+"""Mapping of the data's labels to the model's classes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _SHUFFLE_BUFFER = 10_000
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from.
+    """Source of rows.
 
     Attributes:
         name: A file (json, jsonl, csv, tsv, parquet, txt), a folder of such files or of images, a folder written by

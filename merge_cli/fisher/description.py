@@ -1,4 +1,4 @@
-"""What a measurement says of itself: the metadata of its files."""
+"""Metadata of a measurement, as its files hold it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rows to what a model takes, tokens or pixels, and labels."""
+"""Encoding of rows as tokens or pixels, with labels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MASKED = 0.15
 
 @dataclass(frozen=True)
 class Encoder:
-    """How rows become examples.
+    """Encoding of rows as examples.
 
     Attributes:
         encode: Does it; of a row and its number.
@@ -49,7 +49,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class _EncoderParts:
-    """What rows are encoded with: the model's tokenizer or image processor, and its configuration."""
+    """Parts of an encoder: the model's tokenizer or image processor, and its configuration."""
 
     task: Task
     processor: Any

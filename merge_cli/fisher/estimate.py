@@ -1,4 +1,4 @@
-"""Measure a Fisher diagonal and write it as a checkpoint."""
+"""Estimation of a Fisher diagonal, written as a checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FEW_LABELS = 256
 
 @dataclass(frozen=True)
 class FisherReport:
-    """What was measured.
+    """Report of a measurement.
 
     Attributes:
         out: The folder written.

@@ -1,4 +1,4 @@
-"""Per-example gradients the slow way: a module, or the model, run again for each example."""
+"""Replay of a module, or the model, for each example: per-example gradients without a closed form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Per-example gradients of one parameter in factored form, and how their squares are added up.
+"""Per-example gradients of one parameter in factored form, and sums of their squares.
 
 A gradient of a linear layer is a sum of outer products over the tokens of an example. Its square is taken after that
 sum, so it must exist for a moment; it does so for one example at a time, in a buffer that is used again, and never for
@@ -99,7 +99,7 @@ def add_squares(total: Tensor, parts: Sequence[Contribution]) -> None:
 
 
 def _joined_outer(parts: list[OuterFactors]) -> OuterFactors | None:
-    """Uses of one matrix add up as more tokens of one use do."""
+    """Join the uses of one matrix, which add up as more tokens of one use do."""
     if len(parts) < 2:
         return parts[0] if parts else None
     rows, columns = [part.rows for part in parts], [part.columns for part in parts]

@@ -1,4 +1,4 @@
-"""Fisher diagonals from what optimisers have kept: Adam's second moments, IVON's Hessian.
+"""Fisher diagonals from optimizer states: Adam's second moments, IVON's Hessian.
 
 Source:
     Adam: Li, Dangel, Tam & Raffel 2025, arXiv 2507.18807. With mean losses over batches of B examples the second moment
@@ -44,7 +44,7 @@ from merge_cli.version import __version__
 
 
 class Kind(StrEnum):
-    """Which optimiser the numbers are from."""
+    """Optimizer whose state is imported."""
 
     ADAM = "adam"
     IVON = "ivon"
@@ -52,7 +52,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """What to import; the fields are the options of ``merge-cli fisher import``.
+    """Settings of an import; the fields are the options of ``merge-cli fisher import``.
 
     Attributes:
         model: The checkpoint that the optimiser has trained; path or hub id.
@@ -233,7 +233,7 @@ def _by_stored_name(checkpoint: Checkpoint, places: Mapping[str, Source]) -> _Na
         for parameter, held in places.items():
             parts = names.stored(parameter, torch.empty(held.shape, device="meta")) if parameter in known else {}
             if not parts:
-                raise CheckpointError(f"'{parameter}' of the optimizer is no tensor of {checkpoint.label}")
+                raise CheckpointError(f"'{parameter}' of the optimizer is not a tensor of {checkpoint.label}")
             found |= dict.fromkeys(parts, parameter)
             shapes |= {name: tuple(part.shape) for name, part in parts.items()}
     wrong = [name for name in found if shapes[name] != checkpoint.tensors[name].shape]

@@ -1,4 +1,4 @@
-"""Examples of generated text: prompts with completions, instructions, chats; only what the model is to say counts."""
+"""Examples of generated text: completions, instructions and chats, with labels on the model's part alone."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _turn(value: Any) -> dict[str, Any]:
     if not isinstance(turn.get("role"), str):
         raise Unusable("with a turn of nobody")
     if not isinstance(turn.get("content"), str) and not turn.get("tool_calls"):
-        raise Unusable("with a turn that is no text")
+        raise Unusable("with a turn that is not text")
     return turn
 
 

@@ -1,4 +1,4 @@
-"""How the per-example gradient of each parameter is found, from what a trace of the model shows."""
+"""Choice of a per-example gradient strategy for each parameter, from a trace of the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Strategy(IntEnum):
 
 @dataclass(frozen=True)
 class GradientPlan:
-    """What to do where.
+    """Strategies for all parameters of a model.
 
     Attributes:
         layers: Known layers to watch -> their rules.

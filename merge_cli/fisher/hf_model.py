@@ -1,4 +1,4 @@
-"""A transformers model and what belongs to it, loaded for measuring; its parameters under their names in the files."""
+"""A transformers model with its tokenizer or image processor, loaded for measuring."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _check_classes(checkpoint: Checkpoint, task: Task, config: Any) -> None:
 
 
 def _set_padding(checkpoint: Checkpoint, task: Task, config: Any, processor: Any) -> None:
-    """Decoders that classify look for the last token that is no padding, so they must know which one that is."""
+    """Set the padding token of a decoder that classifies: it looks for the last token that is not padding."""
     text = config.get_text_config()
     if task is not Task.SEQUENCE_CLASSIFICATION or getattr(text, "pad_token_id", None) is not None:
         return

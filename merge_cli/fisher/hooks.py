@@ -1,4 +1,4 @@
-"""One forward pass that is watched, and the backward passes from it."""
+"""Hooks on one forward pass and the backward passes from it."""
 
 from __future__ import annotations
 

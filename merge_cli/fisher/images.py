@@ -1,4 +1,4 @@
-"""Images as a model takes them."""
+"""Pixels of images, as a model takes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the sums of a measurement are saved: now and then, and where a signal ends the program."""
+"""Schedule for saving the sums of a measurement: at intervals, and when a signal ends the program."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Signals:
 
     @property
     def come(self) -> bool:
-        """Whether the program is to end."""
+        """Tell whether the program is to end."""
         return self._come is not None
 
     @contextlib.contextmanager

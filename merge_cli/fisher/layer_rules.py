@@ -1,4 +1,4 @@
-"""The layers whose per-example gradients follow from what goes in and what comes back; any other is replayed."""
+"""Rules for layers whose per-example gradients follow from inputs and output gradients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _linear(module: nn.Linear, given: Tensor, back: Tensor) -> Iterator[tuple[Te
 
 
 def _transposed_linear(module: Any, given: Tensor, back: Tensor) -> Iterator[tuple[Tensor, Contribution]]:
-    """The Conv1D of transformers: a linear layer whose weight is stored (in, out)."""
+    """Yield the gradients of transformers' Conv1D: a linear layer whose weight is stored (in, out)."""
     back = _by_token(back)
     yield module.weight, OuterFactors(_by_token(given), back, "columns")
     yield module.bias, DenseGradients(back.sum(dim=1, dtype=torch.float32))

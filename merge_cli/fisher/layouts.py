@@ -1,4 +1,4 @@
-"""Layouts of data: which columns a row's example is made of, told by their names and what they hold.
+"""Layouts of data: the columns that make an example, recognised by name and content.
 
 A column is not left out in silence: where one that nobody named holds text and is not used, that is an error.
 """
@@ -32,7 +32,7 @@ _PAIRS = (
 
 
 class Form(StrEnum):
-    """What a row's example is."""
+    """Form of a row's example."""
 
     TEXT = "text"
     PAIR = "pair"
@@ -45,7 +45,7 @@ class Form(StrEnum):
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows become examples.
+    """Encoding of rows as examples.
 
     Attributes:
         form: What an example is.

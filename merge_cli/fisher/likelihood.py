@@ -1,4 +1,4 @@
-"""From a model's outputs to per-example losses, for each task and each way of choosing labels.
+"""Per-example losses for each task, and each way of choosing labels.
 
 Losses are negative log-likelihoods summed over an example's tokens: the square of a mean over tokens would be smaller
 by the square of their number.
@@ -29,7 +29,7 @@ _CHUNK_NUMEL = 2**22
 
 
 class Estimator(StrEnum):
-    """Which labels the squared gradients are taken at."""
+    """Labels at which squared gradients are taken."""
 
     SAMPLED = "sampled"
     EXACT = "exact"
@@ -37,7 +37,7 @@ class Estimator(StrEnum):
 
 
 class Task(StrEnum):
-    """What a model predicts."""
+    """Task of a model: what it predicts."""
 
     CAUSAL_LM = "causal-lm"
     MASKED_LM = "masked-lm"
@@ -48,7 +48,7 @@ class Task(StrEnum):
 
     @property
     def per_token(self) -> bool:
-        """Whether there is a label for each token rather than one for each example."""
+        """Tell whether there is a label for each token rather than one for each example."""
         return self not in {Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION}
 
 

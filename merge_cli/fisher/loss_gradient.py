@@ -1,4 +1,4 @@
-"""Loss and gradient of any model on data that was encoded once."""
+"""Loss and gradient of a model on encoded data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one pass over a model is made of: a batch, and what its outputs are compared with."""
+"""Batches, targets and objectives of one pass over a model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Target:
 
 
 class Objective(Protocol):
-    """How outputs become losses."""
+    """Rule that turns outputs into losses."""
 
     def targets(self, outputs: Any, batch: Batch) -> list[Target]:
         """Return one target per backward pass; the sum over passes of the squared gradients is one example's share."""

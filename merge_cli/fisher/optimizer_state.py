@@ -1,4 +1,4 @@
-"""Which entry of an optimiser's state belongs to which parameter."""
+"""Optimizer states, with each entry under its parameter's name."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _entries(state: Mapping[str, Any], numbers: set[int], file: Path) -> Mapping
 
 def _stored(value: Any, what: str, file: Path) -> Source:
     if not isinstance(value, PickledTensor):
-        raise _unsound(file, f"{what} is no tensor")
+        raise _unsound(file, f"{what} is not a tensor")
     if value.trouble:
         raise CheckpointError(f"{file}: {what} has {value.trouble}, which is not supported")
     found = value.named(what, file)
@@ -186,7 +186,7 @@ def _steps(value: Any, file: Path, read_number: ReadNumber) -> int:
             raise _unsound(file, f"step has {place.numel} numbers, expected one")
         value = read_number(place)
     if type(value) not in (int, float) or not 1 <= value <= _MOST_STEPS or value != int(value):
-        raise _unsound(file, "step is no number of steps")
+        raise _unsound(file, "step is not a number of steps")
     return int(value)
 
 
@@ -199,7 +199,7 @@ def _beta2(value: Any, file: Path) -> float:
 
 def _positive(value: Any, what: str, file: Path) -> float:
     if type(value) not in (int, float) or not 0 < value < 1e30:
-        raise _unsound(file, f"{what} is no number above 0")
+        raise _unsound(file, f"{what} is not a number above 0")
     return float(value)
 
 

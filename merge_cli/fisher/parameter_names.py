@@ -46,7 +46,7 @@ class StoredNames:
         return found
 
     def _candidates(self, name: str) -> Iterator[str]:
-        """Names that the same tensor has in files of the base model alone, and in very old files."""
+        """Yield the names that the same tensor has in files of the base model alone, and in very old files."""
         for candidate in (name, self._prefix + name, name.removeprefix(self._prefix)):
             yield candidate
             yield candidate.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")

@@ -1,4 +1,4 @@
-"""What to measure and how."""
+"""Settings of a measurement."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class FisherSettings:
-    """What to measure and how; the fields are the options of ``merge-cli fisher``.
+    """Settings of a measurement; the fields are the options of ``merge-cli fisher``.
 
     Attributes:
         model: Path or hub id.
@@ -53,7 +53,7 @@ class FisherSettings:
         gradient: Whether to store the sum gradient at the true labels too.
         only: Patterns of tensor names, as in the shell; empty for all.
         parts: Into how many parts the parameters are split, each with a pass over the data of its own.
-        checkpoint_every: Batches after which the sums are saved, so that the same command continues; 0 for never, None
+        checkpoint_every: Batches after which the sums are saved, so that the same command resumes; 0 for never, None
             for every minute or less often, so that it takes no more than a fiftieth of the time. Unless it is 0, they
             are saved too where a signal ends the program.
         trust_remote_code: Whether Python code that lies beside the model may run.
@@ -82,7 +82,7 @@ class FisherSettings:
 
     @property
     def labelled(self) -> bool:
-        """Whether true labels are needed."""
+        """Tell whether true labels are needed."""
         return self.gradient or self.estimator is Estimator.EMPIRICAL
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Tensors to and from files in the writer's format."""
+"""Storage of Fishers, gradients and saved sums in safetensors files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which columns of data hold text that a model may have been trained on.
+"""Text columns of a data set.
 
 A column does if its values are strings of more than three words on average (a Chinese or Japanese character is half a
 word) and its name is none that usually tells where a row is from, such as ``url`` or ``source``, nor that of a used

@@ -1,4 +1,4 @@
-"""The folder that transformers' Trainer saves: where the optimiser's state is, and what it says of the run."""
+"""Folders saved by transformers' Trainer: optimizer state, and facts about the run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHARDED = (
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What ``trainer_state.json`` says; None where it says nothing that can be.
+    """Facts from ``trainer_state.json``; None where it gives no possible value.
 
     Attributes:
         path: The file.

@@ -1,4 +1,4 @@
-"""What carries out the kernels: one backend for each kind of array, chosen here and nowhere else.
+"""Backends of the kernels: one for each kind of array, chosen here and nowhere else.
 
 ``cpu`` works on numpy arrays: compiled from C where the installation found a compiler, and otherwise in numpy, which
 gives the same bytes and takes longer. ``torch`` works on torch tensors, on any device. Torch takes a process most of a
@@ -112,7 +112,7 @@ class Backend(Protocol):
 
 
 CPU = compiled.CompiledBackend(compiled.LIBRARY) if compiled.LIBRARY is not None else NumpyBackend()
-"""What works on numpy arrays."""
+"""Backend for numpy arrays."""
 
 
 def backend_of(array: Array) -> Backend:

@@ -1,4 +1,4 @@
-"""From numbers as they are stored to float32, and back."""
+"""Casts between stored dtypes and float32."""
 
 from __future__ import annotations
 

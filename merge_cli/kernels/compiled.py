@@ -38,7 +38,7 @@ _POINTERS = {
 
 
 def switched_off() -> bool:
-    """Whether the environment asks to do without."""
+    """Tell whether the environment asks to do without."""
     return os.environ.get(_SWITCH) == "0"
 
 

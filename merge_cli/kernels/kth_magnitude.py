@@ -63,13 +63,13 @@ class CountInBracket:
 
     @property
     def bins(self) -> int:
-        """Into how many bins the patterns inside fall."""
+        """Number of bins for the patterns inside."""
         return ((self.high - self.low - 1) >> self.shift) + 1
 
 
 @dataclass(slots=True)
 class BracketCount:
-    """What is known of a bracket.
+    """Known facts about a bracket.
 
     Attributes:
         bracket: The bracket.

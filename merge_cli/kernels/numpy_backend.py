@@ -24,7 +24,7 @@ _EIGHT = 1 << _SHIFT
 
 
 class NumpyBackend:
-    """What carries out the kernels on numpy arrays; see :class:`merge_cli.kernels.backend.Backend`."""
+    """Backend for numpy arrays; see :class:`merge_cli.kernels.backend.Backend`."""
 
     name = "cpu"
     compiled = False

@@ -26,7 +26,7 @@ _MOST_PATTERN = 0x7F80_0000
 
 
 class TorchBackend:
-    """What carries out the kernels on torch tensors; see :class:`merge_cli.kernels.backend.Backend`."""
+    """Backend for torch tensors; see :class:`merge_cli.kernels.backend.Backend`."""
 
     name = "torch"
     compiled = False

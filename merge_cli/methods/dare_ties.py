@@ -34,7 +34,7 @@ def dare_ties(block: Block, params: DareTiesParams) -> Array:
 
 
 def _rounds_before_deciding(params: DareTiesParams) -> bool:
-    """Whether an entry divided by its density, or by an L1 norm, is rounded before it votes."""
+    """Tell whether an entry divided by its density, or by an L1 norm, is rounded before it votes."""
     return params.rescale == "l1" or (
         params.rescale is True and any(math.frexp(density)[0] not in (0, 0.5) for density in params.density)
     )

@@ -84,7 +84,7 @@ class GradientMatchingParams(Params):
 
 @dataclass(frozen=True)
 class Scales:
-    """What is the same for all elements.
+    """Factors that are the same for all elements.
 
     Attributes:
         prior: Prior precision δ.
@@ -129,7 +129,7 @@ def _account(
     block.add("step", precision * step.square())
     for i, delta in enumerate(block.deltas):
         block.add(f"delta_{i}", precision * delta.square())
-    # In this order, because the square of a large precision is no float32.
+    # In this order, because the square of a large precision overflows float32.
     metric = precision / torch.where(prior > 0, prior, precision.clamp(min=1e-30)) * precision
     block.add("mismatch_gradient_matching", metric * (step - target).square())
     mean = [1 / block.n] * block.n
@@ -154,7 +154,7 @@ def _one_anchor(shares: tuple[float, ...], params: GradientMatchingParams) -> tu
 
 
 def _with_merged(scales: Scales, posterior: tuple[bool, ...]) -> Scales:
-    """Anchor models that are merged ones fully, and without a floor: their precision holds all that was merged."""
+    """Anchor merged models fully, and without a floor: their precision holds all that was merged."""
     if not any(posterior):
         return scales
     anchors = (1.0 if merged else k for merged, k in zip(posterior, scales.anchors, strict=True))
@@ -261,7 +261,7 @@ def _diagnose(sums: Mapping[str, float], measured: Scales | None, params: Gradie
         less = (*less_far(params.weight, anchor=params.anchor, box=params.box), "or use task_arithmetic")
         warnings.append(
             f"the merged model lies far beyond the task vectors (extrapolation {extrapolation:.1f}; above {FAR} it is "
-            f"as a rule worse than the base): {', '.join(less)}"
+            f"usually worse than the base): {', '.join(less)}"
         )
     return Diagnosis(values, tuple(warnings), tuple(in_words(sums, extrapolation, params.weight)), models)
 

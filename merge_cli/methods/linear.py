@@ -1,4 +1,4 @@
-"""Averaging and weighted averaging.
+"""Averaging and weighted averaging of models.
 
 Isotropic averaging is the case of equal weights; Wortsman et al. 2022, "Model soups", arXiv 2203.05482.
 """

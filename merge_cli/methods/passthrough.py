@@ -1,4 +1,4 @@
-"""One model as it is, or multiplied by a factor."""
+"""Passthrough: one model as it is, or multiplied by a factor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A merged model and its experts, compared in gradients and losses."""
+"""Comparison of a merged model with its experts, in gradients and losses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Comparison:
 
     @property
     def loss_increase(self) -> float:
-        """How much the losses grow in all."""
+        """Growth of all losses together."""
         return math.fsum(self.increases)
 
     @property
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def fails(self) -> bool:
-        """Whether the losses grow by much more than the quadratic model says."""
+        """Tell whether the losses grow by much more than the quadratic model says."""
         grown = self.loss_increase
         return grown > _NEGLIGIBLE * self.losses and grown > WORST_FIDELITY * max(self.predicted, 0.0)
 
@@ -113,7 +113,7 @@ def compare(
 
 def _wanted(values: Tensor | None, name: str) -> Tensor:
     if values is None:
-        raise RecipeError(f"'{name}' is merged, but it is no parameter whose gradient could be measured")
+        raise RecipeError(f"'{name}' is merged, but it is not a parameter whose gradient could be measured")
     return values
 
 

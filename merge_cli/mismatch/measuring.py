@@ -44,7 +44,7 @@ _COLUMNS = re.compile(r"(?P<name>.+?):(?P<columns>(?:text|label|image)=[^,=]+(?:
 
 @dataclass(frozen=True)
 class MeasuredMismatch:
-    """What was measured on data.
+    """Measurements on data.
 
     Attributes:
         values: Quantity (``gradient mismatch``, ``joint gradient``, ``loss increase``, ``fidelity``) -> scheme ->

@@ -1,4 +1,4 @@
-"""The recipes and the folders of other ways to merge the models of a recipe of gradient matching."""
+"""Baselines for gradient matching: recipes and folders of other ways to merge the same models."""
 
 from __future__ import annotations
 

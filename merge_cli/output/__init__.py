@@ -1,4 +1,4 @@
-"""A merge's place on disk: whether it may be written, what is written there, and what an interrupted merge leaves."""
+"""A merge's place on disk: checks before, files written, and leftovers of an interrupted merge."""
 
 from merge_cli.output.place import check_out, check_weights, keep_or_discard
 from merge_cli.output.rehearse import Rehearsal, rehearse

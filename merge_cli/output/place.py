@@ -1,4 +1,4 @@
-"""The place of an output: checks before a merge, and what becomes of the staging folder after a failed one."""
+"""The place of an output: checks before a merge, and the staging folder after a failed one."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def check_disk(plan: MergePlan, folder: Path, files: Files) -> None:
 
 
 def keep_or_discard(staging: Staging, error: BaseException, files: Files) -> None:
-    """Note on an error what is left, and keep of an unfinished output only what the same merge can go on from."""
+    """Note on an error what is left, and keep of an unfinished output only what the same merge can resume from."""
     if staging.committed:
         error.add_note(f"{staging.out} is complete all the same")
     elif can_go_on(error, staging.folder, files):
-        error.add_note(f"what is done is kept in {staging.folder}: the same command goes on from there")
+        error.add_note(f"what is done is kept in {staging.folder}: run the same command again to resume")
     else:
         staging.discard()

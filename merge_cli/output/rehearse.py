@@ -15,7 +15,7 @@ from merge_cli.stream import bytes_of, check_fishers, read_state
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a merge would find where its output goes.
+    """State of the place where an output goes.
 
     Attributes:
         resumed_bytes: Bytes of the output that a run which was stopped has written and it would go on from.

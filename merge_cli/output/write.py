@@ -1,4 +1,4 @@
-"""Everything that a merge writes into its staging folder: weights, files that come along, texts, digests."""
+"""Files that a merge writes into its staging folder: weights, side files, texts, digests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from merge_cli.version import TOOL
 
 @dataclass(frozen=True)
 class Options:
-    """How an output is written; :func:`merge_cli.merge` explains each."""
+    """Options of writing an output; :func:`merge_cli.merge` explains each."""
 
     sync: bool = True
     processes: bool = False

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that are no parameters: what loaders compute, and statistics of activations."""
+"""Buffers among a checkpoint's tensors: values that loaders compute, and statistics of activations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lacking_computed(name: str, parts: Sequence[Checkpoint]) -> list[str]:
 
 
 def _is_causal_mask(name: str, parts: Sequence[Checkpoint]) -> bool:
-    """Whether it says which position sees which; models of other families have a parameter of that name."""
+    """Tell whether it says which position sees which; models of other families have a parameter of that name."""
     if not name.endswith(_CAUSAL_MASK):
         return False
     held = [tensor for part in parts if (tensor := part.find(name)) is not None]
@@ -53,7 +53,7 @@ def left_out_note(lacking: Mapping[str, Sequence[str]], names: Collection[str]) 
 
 
 def is_variance(name: str) -> bool:
-    """Whether it holds variances of activations, which are never negative."""
+    """Tell whether it holds variances of activations, which are never negative."""
     return name.rpartition(".")[2] == _VARIANCE
 
 

@@ -1,4 +1,4 @@
-"""From a recipe to a plan: reads headers, and no tensor data."""
+"""Planning: from a recipe and headers to a plan, without tensor data."""
 
 from __future__ import annotations
 

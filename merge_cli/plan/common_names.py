@@ -1,4 +1,4 @@
-"""The same tensors under other names: checkpoints are brought to the names of one, where that is certain.
+"""Common tensor names: checkpoints are renamed to match each other, where that is certain.
 
 Versions of libraries call the parts of a normalisation otherwise, a model that was saved without its head lacks the
 prefix which its body has below a head, and what trains models puts them into models of its own.
@@ -28,7 +28,7 @@ _WRAPPED = re.compile(r"(?<![^.])(module|base_model\.model)\.")
 
 @dataclass(frozen=True)
 class Prefix:
-    """What most names of one checkpoint lack against those of another.
+    """A prefix that most names of one checkpoint lack against those of another.
 
     Attributes:
         text: The prefix, with its dot.
@@ -46,7 +46,7 @@ class Prefix:
 
     @property
     def superfluous(self) -> bool:
-        """Whether no loader looks for it: a wrapper has put it before every name, or it stands there twice.
+        """Tell whether no loader looks for it: a wrapper has put it before every name, or it stands there twice.
 
         The prefix of a body that has a head stands before the body's names alone.
         """

@@ -1,4 +1,4 @@
-"""What Fisher and gradient files say of themselves and must hold, and what a base says of how it was made."""
+"""Companions of models: checks of Fisher and gradient files, and of a base that is itself a merge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from merge_cli.text import count_of, listed
 _MANIFEST = "merge_manifest.json"
 # Characters of a name in a manifest; longer ones are none.
 _MOST_SHOWN = 1000
-# Beyond it float32 has infinity.
+# Larger values overflow float32.
 _MOST_PRIOR = 3e38
 FISHER = "fisher"
 

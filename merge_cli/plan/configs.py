@@ -1,4 +1,4 @@
-"""Configurations field by field: what the same tensors compute depends on them, and the output gets only one."""
+"""Comparison of configurations, field by field, as the output gets only one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_model_types(models: Sequence[Checkpoint], base: Checkpoint | None) -> 
             raise CheckpointError(
                 f"{each.label} is a {_called(each)}, and {place} a {_called(first)}\n"
                 "  expected models of one architecture: the same weights mean something else in another",
-                hint="name fine-tunes of one base; where the weights are of one architecture after all, mend "
+                hint="name fine-tunes of one base; where the weights are of one architecture after all, fix "
                 "model_type in config.json",
             )
 
@@ -139,7 +139,7 @@ def meaning_of(config: Mapping[str, Any], *, place: str = "", depth: int = 0) ->
 
 
 def _slides(config: Mapping[str, Any]) -> bool:
-    """Whether any layer sees a window only; older versions of libraries write its size all the same."""
+    """Tell whether any layer sees a window only; older versions of libraries write its size all the same."""
     kinds = config.get("layer_types")
     never = isinstance(kinds, list) and not any("sliding" in str(kind) for kind in kinds)
     return config.get("use_sliding_window") is not False and not never
@@ -179,7 +179,7 @@ def _spelt(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values mean the same: 10000 and 10000.0 do, and scalings where all that both give is equal."""
+    """Tell whether two values mean the same: 10000 and 10000.0 do, and scalings where all that both give is equal."""
     if isinstance(one, dict) and isinstance(other, dict):
         same_kind = one.get("rope_type") == other.get("rope_type")
         return same_kind and all(_same(one[key], other[key]) for key in one.keys() & other.keys())

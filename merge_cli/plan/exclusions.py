@@ -1,4 +1,4 @@
-"""An ``exclude:`` as it is written in a recipe."""
+"""Text of an ``exclude:`` block for a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters of a recipe's parameters, held against the names of the tensors that are merged."""
+"""Checks of a recipe's filters against the names of the merged tensors."""
 
 from __future__ import annotations
 

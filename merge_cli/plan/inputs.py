@@ -15,7 +15,7 @@ from merge_cli.recipe import ModelEntry, Recipe
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a merge reads from.
+    """The checkpoints that a merge reads.
 
     Attributes:
         entries: The recipe's entries that count as models; the base's own entry is not among them where the method
@@ -36,7 +36,7 @@ class Inputs:
 
     @property
     def uses_base(self) -> bool:
-        """Whether the base's numbers enter, and not only its configuration and tokenizer."""
+        """Tell whether the base's numbers enter, and not only its configuration and tokenizer."""
         return Input.BASE in self.needs
 
     @property
@@ -46,7 +46,7 @@ class Inputs:
 
     @property
     def parts(self) -> tuple[Checkpoint, ...]:
-        """What is merged: the models, after the base where its numbers enter."""
+        """The checkpoints that are merged: the models, after the base where its numbers enter."""
         return (*((self.base,) if self.base is not None and self.uses_base else ()), *self.models)
 
     def by_role(self) -> Iterator[tuple[Role, Checkpoint]]:
@@ -104,7 +104,7 @@ class InputResolver:
         return self._opened[path]
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two references mean the same checkpoint."""
+        """Tell whether two references mean the same checkpoint."""
         return one == other or self.path(one).resolve() == self.path(other).resolve()
 
 

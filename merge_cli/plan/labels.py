@@ -40,12 +40,12 @@ def check_labels(parts: Sequence[Checkpoint], merged: Iterable[str], given: Sequ
         heads = _heads(part, held, len(labels))
         same = sorted(_plain(labels)) == sorted(_plain(wanted))
         what = "has its classes in another order than" if same else "has other classes than"
-        mend = "bring the rows of one and its id2label into the order of the other, or keep" if same else "keep"
+        way = "bring the rows of one and its id2label into the order of the other, or keep" if same else "keep"
         raise CheckpointError(
             f"{part.label} {what} {first.label} (id2label): a row of '{heads[0]}' means another class in each\n"
             f"  {first.label}: {listed(wanted)}\n"
             f"  {part.label}: {listed(labels)}",
-            hint=f"{mend} one model's head as it is:\n{exclusion_block(held, heads, first.label, given)}",
+            hint=f"{way} one model's head as it is:\n{exclusion_block(held, heads, first.label, given)}",
         )
 
 

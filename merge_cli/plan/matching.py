@@ -1,4 +1,4 @@
-"""Which tensors are merged, which are copied and from where, and whether the checkpoints fit each other."""
+"""Matching of the checkpoints' tensors: merged, copied or dropped."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def match_tensors(recipe: Recipe, inputs: Inputs) -> TensorMatch:
 
 @dataclass
 class _Fates:
-    """What becomes of each name: ``heads`` are the models that tensors are copied from as the recipe says."""
+    """The fate of each name: ``heads`` are the models that tensors are copied from as the recipe says."""
 
     merged: list[str] = field(default_factory=list)
     copied: dict[str, Source] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What is said of checkpoints whose tensors do not fit each other, and a block for the recipe with which they do."""
+"""Errors on checkpoints whose tensors do not fit each other, with a block for the recipe."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _shape(tensor: Source) -> str:
 
 
 def _stranger_hint(parts: Sequence[Checkpoint], names: Sequence[str]) -> str | None:
-    """Where a checkpoint has hardly a name in common with the first one, no exclusion will mend that."""
+    """Return a hint where a checkpoint has hardly a name in common with the first one, which no exclusion can fix."""
     first = parts[0]
     own = [name for name in names if first.find(name) is not None]
     for part in parts[1:]:
@@ -184,7 +184,7 @@ def _reason(parts: Sequence[Checkpoint], wrong: Sequence[str]) -> str:
 
 
 def _rows_differ(parts: Sequence[Checkpoint], wrong: Sequence[str]) -> bool:
-    """Whether tensors have other numbers of rows in each model, and are else alike."""
+    """Tell whether tensors have other numbers of rows in each model, and are else alike."""
     found = [{tensor.shape for part in parts if (tensor := part.find(name)) is not None} for name in wrong]
     return all(len(shapes) > 1 and all(shapes) and len({shape[1:] for shape in shapes}) == 1 for shapes in found)
 
@@ -223,7 +223,7 @@ def _modules(pattern: str) -> Iterator[str]:
 
 
 def _pays(module: str, groups: Iterable[str], others: Iterable[str]) -> bool:
-    """Whether a module's pattern replaces several others and covers nothing else."""
+    """Tell whether a module's pattern replaces several others and covers nothing else."""
     return sum(fnmatch.fnmatchcase(each, module) for each in groups) > 1 and not _covers(module, others)
 
 

@@ -20,7 +20,7 @@ from merge_cli.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class TensorTask:
-    """What becomes of one output tensor.
+    """The task of making one output tensor.
 
     Attributes:
         target: Name, dtype, shape and position in the output.
@@ -64,12 +64,12 @@ class PlannedInput:
 
     @property
     def label(self) -> str:
-        """What the recipe calls it."""
+        """The name in the recipe."""
         return self.checkpoint.label
 
     @property
     def root(self) -> Path:
-        """Where it is."""
+        """Folder of the checkpoint, or its only file."""
         return self.checkpoint.root
 
     @property
@@ -191,7 +191,7 @@ class MergePlan:
 
     @cached_property
     def sharing(self) -> MeasureSharing:
-        """Which merged models share what the method measures."""
+        """Groups of merged models that share what the method measures."""
         return MeasureSharing(self.method, self.variants, self.merged)
 
     @property
@@ -201,7 +201,7 @@ class MergePlan:
 
     @property
     def has_variants(self) -> bool:
-        """Whether there are several merged models, or one that was asked for as a variant, each with a name."""
+        """Tell whether there are several merged models, or one that was asked for as a variant, each with a name."""
         return bool(self.outputs[0].folder)
 
     @cached_property
@@ -211,7 +211,7 @@ class MergePlan:
 
     @cached_property
     def emitted(self) -> Mapping[tuple[str, str], Output]:
-        """Where goes what the method emits: a merged model's name, and the emitted name -> output."""
+        """Targets of emitted values: a merged model's name, and the emitted name -> output."""
         return {(output.beside, output.emitted): output for output in self.outputs if not output.is_merged}
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What stands in folders beside a model's weights: the modules of sentence-transformers, such as 1_Pooling."""
+"""Module folders of sentence-transformers beside a model's weights, such as 1_Pooling."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def _folders(listing: Path) -> Iterator[str]:
         parts = parts[:-1] if not parts[-1] else parts
         if not parts or len(parts) > _MOST_PARTS or not all(_is_name(part) for part in parts):
             raise CheckpointError(
-                f"{listing} names {repr(path)[:100]}, which is no folder inside of the checkpoint",
-                hint="mend or remove it",
+                f"{listing} names {repr(path)[:100]}, which is not a folder inside the checkpoint",
+                hint="fix or remove it",
             )
         yield "/".join(parts)
 

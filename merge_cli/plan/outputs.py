@@ -54,12 +54,12 @@ class Output:
 
     @property
     def is_merged(self) -> bool:
-        """Whether it is a merged model, with configuration and tokenizer."""
+        """Tell whether it is a merged model, with configuration and tokenizer."""
         return not self.emitted
 
     @property
     def prefix(self) -> str:
-        """What stands before a sentence about it; nothing where it is the only merged model."""
+        """Prefix of a sentence about it; nothing where it is the only merged model."""
         return f"variant '{self.name}': " if self.folder else ""
 
     def params_of(self, task: TensorTask) -> Params | None:

@@ -1,4 +1,4 @@
-"""A method's parameters for one tensor, looked up where the recipe may give them."""
+"""Resolution of a method's parameters for one tensor."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ _UNSET = _Unset()
 
 
 def check_measure_constants(recipe: Recipe, measure: Measure, all_params: list[Params]) -> None:
-    """What a measure over the whole model depends on must not vary between tensors.
+    """Refuse parameters of a measure over the whole model that vary between tensors.
 
     Raises:
         RecipeError: Naming the parameter.

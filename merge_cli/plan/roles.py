@@ -9,7 +9,7 @@ MODEL = "model"
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a checkpoint is to a merge: one of the models, the base, or a companion of either.
+    """Role of a checkpoint in a merge: one of the models, the base, or a companion of either.
 
     Attributes:
         kind: ``model``, or the kind of a companion.

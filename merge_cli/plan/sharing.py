@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MeasureSharing:
-    """Which merged models share what the method measures, by the first of them.
+    """Groups of merged models that share what the method measures, by the first of them.
 
     Attributes:
         method: The method.

@@ -1,4 +1,4 @@
-"""Files that come along beside the weights, as data."""
+"""The set of side files of an output, as data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class SideFiles:
-    """What the output gets beside its weights.
+    """Files that the output gets beside its weights.
 
     Attributes:
         files: Name -> file that is copied; a name may lie in a folder.

@@ -1,4 +1,4 @@
-"""What stands beside the output's weights: its configuration, and which files come along."""
+"""Side files of the output: its configuration, and the files that are copied."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NOT_COPIED = (
     "config.json", "README.md", "*.index.json", "merge_manifest.json", "mergekit_config.yml", "adapter_config.json",
     "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json", "training_args.*",
 )  # fmt: skip
-# Tokenizers have a tenth of it.
+# About ten times the largest tokenizer file.
 _MOST_SIDE_BYTES = 500_000_000
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -89,7 +89,7 @@ def output_config(inputs: Inputs, names: TensorMatch, dtype: DType | None) -> Ma
 
 
 def _tells_where(key: str, value: Any) -> bool:
-    """Whether it is the place on its author's machine from which a model was loaded, which transformers writes down."""
+    """Tell whether it is the path on its author's machine from which transformers loaded a model."""
     return key == "_name_or_path" and not (isinstance(value, str) and _MODEL_NAME.fullmatch(value))
 
 

@@ -1,4 +1,4 @@
-"""Special tokens: where a text begins and ends must be the same for every model, as the output gets one's settings."""
+"""Comparison of the models' special tokens, as the output gets one model's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates: wherever they stand beside a model, and whose the output gets."""
+"""Chat templates: found beside each model, and chosen for the output."""
 
 from __future__ import annotations
 

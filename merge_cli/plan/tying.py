@@ -113,7 +113,7 @@ def _as_one(checkpoint: Checkpoint, head: str, embedding: str) -> Checkpoint:
 
 
 def _equal(checkpoint: Checkpoint, head: str, embedding: str | None, files: Files) -> bool:
-    """Whether two stored tensors hold the same bytes."""
+    """Tell whether two stored tensors hold the same bytes."""
     if embedding is None:
         return False
     one, other = checkpoint.tensors[head], checkpoint.tensors[embedding]

@@ -48,7 +48,7 @@ class Variant:
 
     @property
     def prefix(self) -> str:
-        """What stands before a sentence about it; nothing for the recipe as it is."""
+        """Prefix of a sentence about it; nothing for the recipe as it is."""
         return f"variant '{self.name}': " if self.name else ""
 
 
@@ -149,7 +149,7 @@ def tasks_of(
 
 
 def check_measures(variants: Sequence[VariantTasks], method: Method) -> None:
-    """What a measure over the whole model depends on must not vary between tensors.
+    """Refuse parameters of a measure over the whole model that vary between tensors.
 
     Raises:
         RecipeError: Naming the parameter.

@@ -1,4 +1,4 @@
-"""Whether the models have the vocabulary of the checkpoint whose tokenizer the output gets."""
+"""Comparison of the models' vocabularies with that of the output's tokenizer."""
 
 from __future__ import annotations
 

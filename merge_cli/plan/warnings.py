@@ -1,4 +1,4 @@
-"""What a user should know before a merge, as far as recipe, headers and files beside the weights tell."""
+"""Warnings and notes of a plan, from recipe, headers and files beside the weights."""
 
 from __future__ import annotations
 
@@ -147,5 +147,5 @@ def refuse_warnings(plan: MergePlan) -> None:
         lines = "\n".join(f"  {warning}" for warning in plan.warnings)
         raise RecipeError(
             f"strict allows no warnings, the plan has {len(plan.warnings)}:\n{lines}",
-            hint="mend the recipe or the models, or merge without --strict",
+            hint="fix the recipe or the models, or merge without --strict",
         )

@@ -1,4 +1,4 @@
-"""From YAML text to a :class:`Recipe`: checked in its form, with the line of whatever is wrong."""
+"""Recipes: read from YAML text and checked, with the line of each error."""
 
 from merge_cli.recipe.explaining import said_of
 from merge_cli.recipe.json_schema import recipe_json_schema

@@ -1,4 +1,4 @@
-"""Findings of pydantic in the terms of a recipe: where, what was expected, what arrived, what to try."""
+"""Translation of pydantic's findings into errors on a recipe."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def keys_of(model: type[BaseModel]) -> list[str]:
 
 
 def joined(lines: list[str]) -> str:
-    """One finding on each line, the first of them where there are very many."""
+    """Join findings, one on each line; only the first of very many."""
     more = [f"and {count_of(len(lines) - _MOST_FINDINGS, 'finding')} more"] if len(lines) > _MOST_FINDINGS else []
     return "\n".join([*lines[:_MOST_FINDINGS], *more])
 

@@ -1,4 +1,4 @@
-"""From a YAML file to a recipe, with errors that say where."""
+"""Loading of recipes from YAML, with errors that say where."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _check_holders(data: dict[str, Any], document: Document, origin: Origin) -> 
 
 
 def _refuse_dtype(data: dict[str, Any], origin: Origin) -> None:
-    """A wrong dtype is an error of its own, whatever else the recipe asks for."""
+    """Refuse a wrong dtype, whatever else the recipe asks for."""
     for key in ("dtype", "out_dtype"):
         if data.get(key) is not None:
             try:
@@ -142,7 +142,7 @@ def _all_parameters() -> frozenset[str]:
 
 
 def _check_prepare(recipe: Recipe, origin: Origin) -> None:
-    """The steps under ``prepare`` must exist and their parameters fit."""
+    """Refuse steps under ``prepare`` that do not exist, or whose parameters do not fit."""
     for name, parameters in recipe.prepare.items():
         if name not in step_names():
             known = ", ".join(step_names())

@@ -1,4 +1,4 @@
-"""What mergekit's recipes may hold and this version does not read yet, and what to do instead: never ignored."""
+"""Keys and methods of mergekit's recipes that this version does not read, and what to do instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changing single values of a recipe from the command line."""
+"""Overrides of single values of a recipe, from the command line."""
 
 from __future__ import annotations
 

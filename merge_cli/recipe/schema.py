@@ -129,7 +129,7 @@ def _exclusion(raw: Any) -> Any:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a recipe came from.
+    """Origin of a recipe.
 
     Attributes:
         name: What errors call it.
@@ -151,7 +151,7 @@ class Origin:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Where a relative path may start, in order."""
+        """Folders from which a relative path may start, in order."""
         return self.folder, *self.others, Path.cwd()
 
     def at(self, *place: str | int) -> str:
@@ -212,7 +212,7 @@ class Recipe(_BaseCompanions):
 
     @property
     def origin(self) -> Origin:
-        """Where it came from."""
+        """Origin of the recipe's text."""
         return self._origin
 
     def with_origin(self, origin: Origin) -> Recipe:

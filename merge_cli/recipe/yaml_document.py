@@ -1,4 +1,4 @@
-"""YAML text as plain data, with the line of everything, and without what YAML can do to a reader.
+"""YAML documents as plain data within bounds, with the line of every value.
 
 Aliases may make a small text denote a huge document, so what is built is bounded. Only plain values are made: a tag
 that asks for an object is an error. Numbers follow YAML 1.1 (``1e-8`` arrives as text; the reader of values mends
@@ -185,7 +185,7 @@ class _Builder:
     def _scalar(self, node: yaml.Node) -> Any:
         line = node.start_mark.line + 1
         if node.tag in _NUMBER_TAGS and len(node.value) > _MOST_DIGITS:
-            what = f"{node.value[:40]!r}... is no value of type {node.tag.rpartition(':')[2]}"
+            what = f"{node.value[:40]!r}... is not a value of type {node.tag.rpartition(':')[2]}"
             raise RecipeError(f"{self.name}:{line}: {what}: it has {len(node.value)} characters")
         try:
             value = self.loader.construct_object(node, deep=True)
@@ -193,10 +193,10 @@ class _Builder:
             raise
         # A tag that does not suit its text makes PyYAML raise whatever it stumbles over: KeyError, IndexError, ...
         except Exception as error:
-            what = f"{str(node.value)[:40]!r} is no value of type {node.tag.rpartition(':')[2]}"
+            what = f"{str(node.value)[:40]!r} is not a value of type {node.tag.rpartition(':')[2]}"
             raise RecipeError(f"{self.name}:{line}: {what}") from error
         if isinstance(value, str) and not is_text(value):
-            raise RecipeError(f"{self.name}:{line}: {value[:40]!r} has half of a surrogate pair, which is no text")
+            raise RecipeError(f"{self.name}:{line}: {value[:40]!r} has half of a surrogate pair, which is not text")
         return value
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What happened and what is there, as data; rendered as text, Markdown and JSON."""
+"""Reports on merges and checkpoints, as data; rendered as text, Markdown and JSON."""
 
 from merge_cli.report.findings import findings
 from merge_cli.report.finished import finished

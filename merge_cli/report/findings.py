@@ -1,4 +1,4 @@
-"""What a merge has found out about itself, as numbers and in sentences that name the models."""
+"""Findings of a merge, as numbers and in sentences that name the models."""
 
 from __future__ import annotations
 

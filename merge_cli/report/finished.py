@@ -1,4 +1,4 @@
-"""An output that a plan has made already, so that the same command may be given again and again."""
+"""Recognition of an output that the same plan has made already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a Fisher is sane: per layer its mean, how much of it is zero, and its largest entry."""
+"""Summary statistics of a Fisher, layer by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, from its headers."""
+"""Inspection of a checkpoint's headers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a checkpoint; sizes in bytes. ``made_from`` is empty where it is not known to be merged."""
+    """Contents of a checkpoint; sizes in bytes. ``made_from`` is empty where it is not known to be merged."""
 
     checkpoint: Checkpoint
     made_from: tuple[Ingredient, ...] = ()

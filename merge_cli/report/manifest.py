@@ -127,7 +127,7 @@ class VariantRecord(_Part):
 
 
 class Manifest(_Part):
-    """What a manifest holds; what is of type Any is written for people and not read.
+    """The manifest; fields of type Any are written for people and not read.
 
     Attributes:
         format: Of the manifest itself; from 2 on ``files`` are all but itself and the digests file.
@@ -171,7 +171,7 @@ class Manifest(_Part):
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Where the merged models lie, as seen from the output."""
+        """Folders of the merged models, as seen from the output."""
         return tuple(self.variants) or ("",)
 
     @model_serializer(mode="wrap")
@@ -182,7 +182,7 @@ class Manifest(_Part):
 
     @property
     def allows_nonfinite(self) -> bool:
-        """Whether the merge has met NaN or infinity, which it was then allowed to."""
+        """Tell whether the merge has met NaN or infinity, which it was then allowed to."""
         return bool(self.counts.get("nonfinite"))
 
 

@@ -1,4 +1,4 @@
-"""What a merge did."""
+"""Report of a finished merge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from merge_cli.text import format_bytes
 
 @dataclass(frozen=True)
 class Written:
-    """What a merge has written, and what happened on the way.
+    """The files that a merge has written, with counts and findings.
 
     Attributes:
         result: What was counted and found.
@@ -39,7 +39,7 @@ class Written:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did; sizes in bytes, durations in seconds.
+    """Report of a merge; sizes in bytes, durations in seconds.
 
     Attributes:
         out: Where the merged checkpoint is.
@@ -106,11 +106,11 @@ def merge_report(plan: MergePlan, out: Path, written: Written, *, seconds: float
     warnings = [*plan.warnings, *predictions(plan, result)]
     if written.rotten_bytes:
         warnings.append(
-            f"{format_bytes(written.rotten_bytes)} that a stopped run had written to {out}.partial had changed since "
+            f"{format_bytes(written.rotten_bytes)} that a run had written to {out}.partial had changed since "
             "and were merged again: a disk or memory that fails does this"
         )
     if left is not None:
-        warnings.append(f"{left}; the same command tries again")
+        warnings.append(f"{left}; run the same command again")
     return MergeReport(
         out=str(out),
         method=plan.recipe.merge_method,

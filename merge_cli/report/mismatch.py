@@ -1,4 +1,4 @@
-"""The forecast of gradient mismatch, layer by layer, from what gradient matching sums on its way."""
+"""Forecast of gradient mismatch, layer by layer, from the sums of gradient matching."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMES = ("linear", "task_arithmetic", "gradient_matching")
 
 @dataclass(frozen=True)
 class MismatchReport:
-    """How far each way of merging lies from the target of joint training, to second order.
+    """Distance of each way of merging from the target of joint training, to second order.
 
     Each number is ||H̄ (m - target)|| in the metric of 1 / H₀ (equation 10 of Daheim et al. 2024, arXiv 2310.12808, with
     the gradients expanded to first order): 0 is no gradient mismatch.

@@ -76,7 +76,7 @@ def _as_yaml(plan: MergePlan) -> str:
 
 
 def _looks_like_hub_id(label: str, plan: MergePlan) -> bool:
-    """A label that names a hub repository: two parts, and no path on this machine."""
+    """Tell whether a label names a hub repository: two parts, and no path on this machine."""
     parts = label.partition("@")[0].split("/")
     local = Path(label).exists() or (plan.recipe.origin.folder / label).exists()
     return len(parts) == 2 and all(parts) and not label.startswith((".", "~", "/")) and not local

@@ -1,4 +1,4 @@
-"""The texts that stand beside the weights of a merged checkpoint."""
+"""Texts written beside the weights of a merged checkpoint."""
 
 from __future__ import annotations
 

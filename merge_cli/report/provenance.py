@@ -1,4 +1,4 @@
-"""What a merged checkpoint says that it was made from."""
+"""Provenance: the inputs that a merged checkpoint's manifest records."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _ingredients(inputs: Any) -> Iterator[Ingredient]:
         for file in each["files"]:
             role, reference, name, sha256 = each["role"], each["reference"], file["name"], file.get("sha256")
             if not all(isinstance(text, str) and len(text) <= _MOST_CHARACTERS for text in (role, reference, name)):
-                raise ValueError("it is no manifest")
+                raise ValueError("it is not a manifest")
             yield Ingredient(
                 role, reference, name, sha256 if isinstance(sha256, str) and _DIGEST.fullmatch(sha256) else None
             )

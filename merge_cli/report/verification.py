@@ -1,4 +1,4 @@
-"""What checking a merged checkpoint has shown."""
+"""Result of verifying a merged checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Verification:
-    """What checking a merged checkpoint has shown.
+    """Result of verifying a merged checkpoint.
 
     Attributes:
         out: Where it is.
@@ -35,7 +35,7 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """Tell whether nothing is wrong."""
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Blocks through a method: the only package that knows workers and devices."""
+"""Streaming of blocks through a method: the only package that knows workers and devices."""
 
 from merge_cli.stream.device import choose_device
 from merge_cli.stream.diagnose import diagnose

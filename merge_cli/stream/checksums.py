@@ -1,4 +1,4 @@
-"""A checksum of what is written, so cheap that every byte has one: a merge that goes on checks what it finds.
+"""Checksums of written ranges, which a resumed merge compares with the disk.
 
 A page of 1,024 words of four bytes becomes the sum of its words, each times an odd key of 32 bits that belongs to its
 place, modulo 2^64; what the pages give, and the bytes after the last whole page, go through CRC-32. One changed bit

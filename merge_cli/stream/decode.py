@@ -22,7 +22,7 @@ _AT_A_TIME = 2**20
 
 
 class Buffers(Protocol):
-    """What a worker has to decode with."""
+    """Buffers and reader of a worker that decodes."""
 
     device: str
 

@@ -1,4 +1,4 @@
-"""Which device to compute on."""
+"""Choice of the device to compute on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _has_gpu() -> bool:
 
 
 def _has_driver() -> bool:
-    """Whether there is what torch cannot use a GPU without, NVIDIA's driver or AMD's: asked without importing torch."""
+    """Tell whether there is a GPU driver, NVIDIA's or AMD's, without importing torch."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""A merge without an output, for what it tells of itself."""
+"""Diagnosis: a merge without an output, for its counts, sums and measures."""
 
 from __future__ import annotations
 

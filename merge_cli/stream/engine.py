@@ -1,4 +1,4 @@
-"""Runs a plan: every tensor in ranges, every range in blocks, every block through the pipeline.
+"""The engine: every tensor in ranges, every range in blocks, every block through the pipeline.
 
 Measures that run over all tensors come first, one pass over the inputs per round, shared by all workers. Then tensors
 are merged. One that a stage must measure first is a job as a whole, so that nothing but what is written leaves its

@@ -1,4 +1,4 @@
-"""Whether Fisher and gradient files belong to the models beside which the recipe names them."""
+"""Checks that Fisher and gradient files belong to the models of the recipe."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _misplaced(what: str, found: Checkpoint, model: Checkpoint, *, is_base: bool
 
 
 def _check_not_weights(what: str, found: Checkpoint, model: Checkpoint, reader: Reader) -> None:
-    """A tool that skips frozen parameters leaves their weights in the file that should hold something else."""
+    """Refuse a file that holds the model's weights: tools that skip frozen parameters leave them there."""
     for name, tensor in found.tensors.items():
         twin = model.find(name)
         if twin is None or twin.dtype is not tensor.dtype or twin.shape != tensor.shape or tensor.numel < 2:

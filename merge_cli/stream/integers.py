@@ -1,4 +1,4 @@
-"""Whether integers, which are copied and not merged, are the same in every model."""
+"""Comparison of integer tensors, which are copied and not merged."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a :class:`MeasureTensor` has measured."""
+    """Result of a :class:`MeasureTensor`."""
 
     job: MeasureTensor
     value: Any
@@ -94,7 +94,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Part:
-    """What a :class:`Fold` of this number has found."""
+    """Result of the :class:`Fold` of this number."""
 
     number: int
     value: Any

@@ -1,4 +1,4 @@
-"""The journal of a merge: which ranges of which tensors are written, so that the same command can go on after a stop.
+"""The journal of a merge: which ranges of which tensors are written, so that an interrupted merge can resume.
 
 One line per record, each with a checksum, so that a line that was cut off is told from a whole one. What a process has
 written survives its death in the page cache, not the machine's: the first line names the boot, and at another boot only
@@ -34,7 +34,7 @@ _MOST_BYTES = 2**32
 
 @dataclass(frozen=True)
 class JournalState:
-    """What earlier runs have written; ``synced`` of the records are known to be on the device."""
+    """Records of earlier runs; ``synced`` of them are known to be on the device."""
 
     decisions: Mapping[str, Any]
     records: tuple[Record, ...] = ()

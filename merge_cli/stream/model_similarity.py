@@ -1,4 +1,4 @@
-"""Whether the models of a merge belong together, judged from a small sample of their numbers.
+"""Similarity of the models of a merge, judged from a small sample of their numbers.
 
 What is told apart, with θ₀ the base and θᵢ a model:
 
@@ -96,7 +96,7 @@ class _Look:
 
     @property
     def tuned(self) -> bool:
-        """Whether the method takes the models for fine-tunes of the base."""
+        """Tell whether the method takes the models for fine-tunes of the base."""
         return Input.DELTAS in self.plan.needs
 
     @cached_property
@@ -110,7 +110,7 @@ class _Look:
         return f"on {self.sample.count:,} sampled numbers"
 
     def is_same(self, one: int, other: int) -> bool:
-        """Whether two rows are of one checkpoint: the recipe means it, or the plan warns of it."""
+        """Tell whether two rows are of one checkpoint: the recipe means it, or the plan warns of it."""
         return self.checkpoints[one].root.resolve() == self.checkpoints[other].root.resolve()
 
     def equal_pairs(self) -> list[tuple[int, int]]:

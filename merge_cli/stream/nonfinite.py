@@ -35,7 +35,7 @@ def output_error(plan: MergePlan, task: TensorTask, output: Output, reader: Read
 
 
 def is_sound(tensor: Source, reader: Reader) -> bool:
-    """Whether all of a tensor can be read and is finite in float32."""
+    """Tell whether all of a tensor can be read and is finite in float32."""
     try:
         return is_finite(tensor, reader)
     except CheckpointError:
@@ -59,6 +59,6 @@ def _way_out(plan: MergePlan, task: TensorTask, reader: Reader) -> str:
         besides = f", that of {spoiled[0]} holding NaN or infinity too" if donors[0].label in spoiled else ""
         return f"put this {where} to copy the tensor from {donor.label}{besides}:\n{line}"
     return (
-        "no model of the recipe has this tensor without NaN or infinity: mend one, or copy it as it is by "
+        "no model of the recipe has this tensor without NaN or infinity: fix one, or copy it as it is by "
         f"--allow-nonfinite and\n{exclusion_line(name, '', given)}"
     )

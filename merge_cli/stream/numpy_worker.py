@@ -1,4 +1,4 @@
-"""A worker for what most merges are made of, which does without torch: importing it takes longer than many a merge."""
+"""The worker for merges that numpy and the compiled kernels can do: importing torch takes longer than many a merge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merge_cli.stream.worker import Worker
 
 
 def numpy_suffices(plan: MergePlan) -> bool:
-    """Whether the cpu backend can do all of a plan."""
+    """Tell whether the cpu backend can do all of a plan."""
     return (
         plan.method.numpy
         and all(step.numpy for step, _ in plan.prepared_by)

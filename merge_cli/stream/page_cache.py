@@ -1,4 +1,4 @@
-"""Memory that the system could give to cached files, against what a merge reads and writes."""
+"""Page-cache pressure: memory that is available for cached files, against what a merge reads and writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MEMORY = Path("/proc/meminfo")
 
 
 def exceeds_page_cache(plan: MergePlan) -> bool:
-    """Whether the files of a merge take more than three quarters of the memory that the system could give them.
+    """Tell whether the files of a merge take more than three quarters of the memory that the system could give them.
 
     Kept in memory they would push out everyone else's, and be gone themselves before they are read a second time, by
     this merge or the next.

@@ -1,4 +1,4 @@
-"""What is done to a block, in order: the preparing steps, then the method; each may have a measure of its own."""
+"""The pipeline of a block: the preparing steps, then the method; each may have a measure of its own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _cut(span: Span, step: int) -> list[Span]:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What has been measured; plain data, to be sent to other processes or kept for later.
+    """Measured values: plain data, to be sent to other processes or kept for later.
 
     What a step measures holds for all merged models, what the method measures for those that agree in the parameters on
     which it depends, under the name of the first of them.

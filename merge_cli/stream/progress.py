@@ -1,4 +1,4 @@
-"""Who is told how the work goes."""
+"""Listeners to the progress of a merge."""
 
 from typing import Protocol
 
@@ -7,10 +7,10 @@ class Listener(Protocol):
     """Is told how the work goes."""
 
     def phase(self, name: str, nbytes: int) -> None:
-        """A phase of the work begins in which ``nbytes`` are to be done."""
+        """Begin a phase of the work in which ``nbytes`` are to be done."""
 
     def advance(self, tensor: str, nbytes: int) -> None:
-        """That many bytes were done, the last of them of this tensor."""
+        """Count bytes that were done, the last of them of this tensor."""
 
 
 class NullListener:

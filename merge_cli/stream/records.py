@@ -20,7 +20,7 @@ Span = tuple[int, int]
 
 @dataclass
 class Tally:
-    """What was counted, and what was summed over a tensor, while a range of it was merged."""
+    """Counts and sums from merging one range of a tensor."""
 
     counts: Counter[str] = field(default_factory=Counter)
     sums: dict[str, array[float]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a stream tells when it is done."""
+"""Results of a stream: counts, sums and diagnoses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from merge_cli.stream.records import Record, Tally
 
 @dataclass(frozen=True)
 class Outcome:
-    """What merging has told of one merged model.
+    """Outcome of merging for one merged model.
 
     Attributes:
         counts: How often what the method counts occurred.
@@ -30,7 +30,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class StreamResult:
-    """What happened on the way.
+    """Events of a stream.
 
     Attributes:
         outcomes: Merged model -> what was told of it; as a rule there is one.
@@ -48,17 +48,17 @@ class StreamResult:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What was counted in the first merged model."""
+        """Counts of the first merged model."""
         return self._first.counts
 
     @property
     def sums(self) -> Mapping[str, Mapping[str, float]]:
-        """What was summed over each tensor of the first merged model."""
+        """Sums over each tensor of the first merged model."""
         return self._first.sums
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """What the method makes of the sums of the first merged model."""
+        """Diagnosis of the first merged model."""
         return self._first.diagnosis
 
     @property

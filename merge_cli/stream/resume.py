@@ -1,4 +1,4 @@
-"""Whether and where a merge goes on that was stopped."""
+"""Resuming: what an interrupted merge has finished, and whether it is the same merge."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def decisions(plan: MergePlan) -> dict[str, Any]:
 
 
 def read_state(folder: Path, plan: MergePlan, files: Files) -> JournalState | None:
-    """Return what an earlier run of the same merge has left; None where there is nothing to go on from.
+    """Return what an earlier run of the same merge has left; None where there is nothing to resume from.
 
     Args:
         folder: Where its journal lies.
@@ -109,7 +109,7 @@ def _checksum(place: StoredTensor, record: Record, writer: ShardWriter) -> int:
 
 
 def can_go_on(error: BaseException, folder: Path, files: Files) -> bool:
-    """Whether the same merge could get further another time, from what is done and can be relied on after this error.
+    """Tell whether the same merge could get further another time, after this error and with what is done.
 
     Not if what it reads or makes is wrong. What a device that fails has not synced counts for nothing.
     """
@@ -142,7 +142,7 @@ def check_same(past: JournalState, decisions: Mapping[str, Any], folder: Path) -
     changed = list(_changes(past.decisions, decisions))
     if changed:
         raise RecipeError(
-            f"{folder} holds an unfinished merge that was not this one: " + "; ".join(changed),
+            f"{folder} holds an unfinished merge of something else: " + "; ".join(changed),
             hint="--restart throws it away and begins again; or choose another name for the output",
         )
 

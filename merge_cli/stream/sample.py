@@ -1,4 +1,4 @@
-"""A small part of the models' numbers, from which to judge whether they belong together before anything is merged."""
+"""A sample of the models' numbers, taken before anything is merged."""
 
 from __future__ import annotations
 

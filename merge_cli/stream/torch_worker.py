@@ -73,12 +73,12 @@ class TorchWorker(Worker):
 
 
 def _fits(values: Tensor, dtype: DType) -> bool:
-    """Whether values are in the range of a dtype; only where torch would give its largest number without a word."""
+    """Tell whether values are in the range of a dtype; only where torch would clamp them silently."""
     return dtype is not DType.F8_E4M3 or bool((values.to(torch.float32).abs() <= _MOST_F8_E4M3).all())
 
 
 def _is_finite(values: Tensor) -> bool:
-    """Whether all are finite: at once where their sum is; one that overflows takes a closer look."""
+    """Tell whether all are finite: at once where their sum is; one that overflows takes a closer look."""
     # Sums of float16 overflow as soon as a few numbers are large; float8 has none.
     wide = values if values.dtype in _SUMMED else values.to(torch.float32)
     return math.isfinite(wide.sum().item()) or bool(wide.isfinite().all())

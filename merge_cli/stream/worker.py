@@ -1,4 +1,4 @@
-"""One worker's buffers: a block's inputs in float32, and its result on the way to disk."""
+"""Buffers of a worker: a block's inputs in float32, and its result on the way to disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _READ_AHEAD = 2**16
 
 
 class Sink(Protocol):
-    """Where results go: :class:`~merge_cli.checkpoint.ShardWriter`, or what compares them."""
+    """Sink of results: :class:`~merge_cli.checkpoint.ShardWriter`, or what compares them."""
 
     def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
         """Take the bytes of a tensor from element ``start``."""

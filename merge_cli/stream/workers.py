@@ -25,7 +25,7 @@ _SMALL_TENSOR = 2**15
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is made from; plain data, to be sent to other processes.
+    """Recipe for a worker: plain data, to be sent to other processes.
 
     Attributes:
         plan: The plan.

@@ -80,7 +80,7 @@ def bits_of(array: Array) -> NDArray[np.uint8]:
 
 
 def same_bits(left: Mapping[str, Array], right: Mapping[str, Array]) -> bool:
-    """Whether two results are the same to the bit."""
+    """Tell whether two results are the same to the bit."""
     return left.keys() == right.keys() and all(
         left[name].shape == right[name].shape and np.array_equal(bits_of(left[name]), bits_of(right[name]))
         for name in left
@@ -88,7 +88,10 @@ def same_bits(left: Mapping[str, Array], right: Mapping[str, Array]) -> bool:
 
 
 def same_value(left: Any, right: Any) -> bool:
-    """Whether two measured values are the same: numbers, arrays, and tuples, lists, mappings, dataclasses of them."""
+    """Tell whether two measured values are the same.
+
+    Numbers, arrays, and tuples, lists, mappings, dataclasses of them.
+    """
     if type(left) is not type(right):
         return False
     if isinstance(left, list | tuple):

@@ -1,4 +1,4 @@
-"""What the checks draw from: how many models, tensors of which shapes, and how often."""
+"""Draws of the checks: how many models, tensors of which shapes, and how often."""
 
 from __future__ import annotations
 

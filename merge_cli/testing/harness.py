@@ -36,7 +36,7 @@ _LANES = 64
 
 @dataclass(frozen=True)
 class Setup:
-    """How to run: everything here must leave the result as it is, except ``seed`` and ``withheld``.
+    """Setup of a run: everything here must leave the result as it is, except ``seed`` and ``withheld``.
 
     Attributes:
         cut: Elements per block in units of what the method's scope allows: grains, or the rows that end where lanes
@@ -57,7 +57,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out.
+    """Outcome of a run.
 
     Attributes:
         tensors: Per tensor, shape ``(numel,)`` from a method and ``(n, numel)`` from a step.
@@ -76,7 +76,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Collected:
-    """What all blocks of a run add to."""
+    """Totals to which all blocks of a run add."""
 
     counts: Counter[str] = field(default_factory=Counter)
     sums: dict[str, array[float]] = field(default_factory=dict)

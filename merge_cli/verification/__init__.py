@@ -1,4 +1,4 @@
-"""Whether a merged checkpoint is still what the merge has made: by its digests, and by computing parts of it again."""
+"""Verification of a merged checkpoint, by its digests and by computing parts of it again."""
 
 from merge_cli.verification.replay import Replay
 from merge_cli.verification.verify import verify

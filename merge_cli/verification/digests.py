@@ -1,4 +1,4 @@
-"""Whether the files of a merged checkpoint are those that were written: names, digests, and finite numbers."""
+"""Checks of a merged checkpoint's files: names, digests, and finite numbers."""
 
 from __future__ import annotations
 

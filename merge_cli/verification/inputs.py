@@ -1,4 +1,4 @@
-"""Whether the inputs of a merge are still those that its manifest records."""
+"""Comparison of a merge's inputs with those that its manifest records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Compared:
 
     @property
     def is_changed(self) -> bool:
-        """Whether size, header or the sample of numbers show that it is another file."""
+        """Tell whether size, header or the sample of numbers show that it is another file."""
         old, new = self.recorded, self.now
         if old is None or new is None:
             return True
@@ -31,13 +31,13 @@ class Compared:
 
     @property
     def is_touched(self) -> bool:
-        """Whether it has another time, and nothing else shows a change."""
+        """Tell whether it has another time, and nothing else shows a change."""
         if self.recorded is None or self.now is None or self.is_changed:
             return False
         return self.recorded.mtime_ns != self.now.mtime_ns
 
     def has_other_digest(self, files: Files) -> bool:
-        """Whether its SHA-256 is not the recorded one; reads the file, unless it was hashed before."""
+        """Tell whether its SHA-256 is not the recorded one; reads the file, unless it was hashed before."""
         if self.recorded is None or self.now is None or self.recorded.sha256 is None:
             return False
         path = self.now.path

@@ -33,7 +33,7 @@ Opened = Mapping[str, tuple[Checkpoint, Reader]]
 
 @dataclass(frozen=True)
 class Replay:
-    """What is computed again.
+    """The tensors to compute again, and how.
 
     Attributes:
         count: Tensors, chosen at random; None for all.
@@ -152,7 +152,7 @@ def _plan_again(made: Manifest, replay: Replay, out: Path, threads: int | None) 
             variants={name: variant.given for name, variant in made.variants.items()} or None,
         )
     except RecipeError as error:
-        hint = f"the manifest is damaged, or what {made.tool} wrote is no recipe of {TOOL}"
+        hint = f"the manifest is damaged, or what {made.tool} wrote is not a recipe of {TOOL}"
         raise _hinted(error, hint) from error
     except CheckpointError as error:
         hint = "paths in the recipe start from where the recipe was: give it with --from FOLDER"

@@ -1,4 +1,4 @@
-"""The check of a merged checkpoint, from its digests to computing it again."""
+"""The verification of a merged checkpoint, from its digests to computing it again."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def test_whatever_the_hub_library_raises_is_an_error_in_one_line(
     with pytest.raises(CheckpointError) as caught:
         locate("org/name", (tmp_path,))
     why = "KeyError" if isinstance(error, KeyError) else "proxy refused"
-    assert caught.value.message == f"'org/name' is no local path, and the hub did not give it: {why}"
+    assert caught.value.message == f"'org/name' is not a local path, and the hub did not give it: {why}"
     assert caught.value.__cause__ is error
 
 
@@ -260,7 +260,7 @@ def test_hub_ids_are_resolved_from_the_cache_without_a_network(tmp_path: Path) -
     for reference in missing:
         kind, message, hint = found[reference]
         assert kind == "CheckpointError"
-        assert message.startswith(f"'{reference}' is no local path, and the hub did not give it: ")
+        assert message.startswith(f"'{reference}' is not a local path, and the hub did not give it: ")
         assert "\n" not in message
         assert hint.startswith("check the spelling, the network")
     assert "HF_HUB_OFFLINE" in found["org/missing"][1]

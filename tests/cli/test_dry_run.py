@@ -134,7 +134,7 @@ def test_what_a_stopped_run_has_left_is_told_and_kept(run: Run, stopped: Path) -
     before = state(stopped.parent)
     done = run("merge", "r.yml", stopped, "--dry-run")
     assert done.code == 0
-    assert "a merge would go on from 72 B that a stopped run has written\n" in done.out
+    assert "a merge would resume from 72 B that an interrupted run has written\n" in done.out
     assert json.loads(run("merge", "r.yml", stopped, "--dry-run", "--json").out)["resumed_bytes"] == 72
     assert "would go on" not in run("merge", "r.yml", stopped, "--dry-run", "--restart").out
     assert state(stopped.parent) == before
@@ -143,7 +143,7 @@ def test_what_a_stopped_run_has_left_is_told_and_kept(run: Run, stopped: Path) -
 def test_what_another_merge_has_left_is_two(run: Run, stopped: Path) -> None:
     done = both(run, stopped, "--set", "parameters.lambda=2")
     assert done.code == 2
-    assert "holds an unfinished merge that was not this one" in done.err
+    assert "holds an unfinished merge of something else" in done.err
 
 
 def test_an_output_of_the_same_merge_is_told(run: Run, folder: Path) -> None:

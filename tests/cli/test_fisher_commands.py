@@ -282,7 +282,7 @@ def test_a_terminated_measurement_is_continued_by_the_same_command(
         patch.setattr(progress, "example_progress", stopping_after(6 + 3))
         stopped = run(*command, "--out", "f")
     assert stopped.code == 143
-    assert "what was summed so far is in f.measuring: the same command continues" in stopped.err
+    assert "what was summed so far is in f.measuring: run the same command again to resume" in stopped.err
     assert "nothing was written" not in stopped.err
     assert not (here / "f").exists()
     changed = run(*command, "--out", "f", "--seed", 5)
@@ -301,18 +301,18 @@ def test_without_any_option_a_terminated_measurement_is_continued_too_and_says_s
     command = ("fisher", "base", "--data", "base.jsonl", "--batch-size", 2, "--gradient", "--no-fsync",
                "--parts", parts)  # fmt: skip
     whole = run(*command, "--out", "whole")
-    assert "went on" not in whole.out
+    assert "resumed" not in whole.out
     with monkeypatch.context() as patch:
         patch.setattr(progress, "example_progress", stopping_after(6 * (parts - 1) + 3))
         stopped = run(*command, "--out", "f")
     assert stopped.code == 143
     assert stopped.err == (
-        "error: terminated\n  hint: what was summed so far is in f.measuring: the same command continues\n"
+        "error: terminated\n  hint: what was summed so far is in f.measuring: run the same command again to resume\n"
     )
     done = run(*command, "--out", "f")
     assert done.code == 0
     # Three batches of two, or the first part and three batches, but twelve examples are read at a time.
-    assert "went on from an interrupted run, of which " in done.out
+    assert "resumed an interrupted run, of which " in done.out
     for file in ("model.safetensors", "gradient/model.safetensors"):
         assert (here / "f" / file).read_bytes() == (here / "whole" / file).read_bytes()
 

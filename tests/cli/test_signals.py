@@ -97,7 +97,9 @@ def test_a_merge_that_is_stopped_when_something_is_done_goes_on_from_there(
     process.send_signal(number)
     returned, _, err = ended(process)
     assert returned == code, err
-    assert err == (f"error: {word}\n  hint: what is done is kept in out.partial: the same command goes on from there\n")
+    assert err == (
+        f"error: {word}\n  hint: what is done is kept in out.partial: run the same command again to resume\n"
+    )
     assert not (folder / "out").exists()
     done = run("merge", "r.yml", "out", "--json")
     assert done.code == 0

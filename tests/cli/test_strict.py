@@ -56,7 +56,7 @@ def test_strictly_every_warning_is_part_of_one_error_and_nothing_is_written(
     assert done.out == ""
     assert done.err == (
         f"error: strict allows no warnings, the plan has 2:\n  {UNUSED}\n  {COPY}\n"
-        "  hint: mend the recipe or the models, or merge without --strict\n"
+        "  hint: fix the recipe or the models, or merge without --strict\n"
     )
     assert listing(copied) == before
 

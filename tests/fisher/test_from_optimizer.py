@@ -221,8 +221,8 @@ def test_a_state_of_wrong_types_is_refused_with_what_is_wrong(bert: Path, tmp_pa
         pytest.param("exp_avg_sq", torch.full((3, 16), 3e38), "more than float32 can hold", id="too large"),
         pytest.param("exp_avg_sq", torch.full((3, 16), -1.0), "negative numbers", id="negative"),
         pytest.param("exp_avg_sq", torch.ones(3, 15), "does not fit the model", id="another shape"),
-        pytest.param("step", torch.tensor(float("nan")), "step is no number of steps", id="NaN steps"),
-        pytest.param("step", 0.5, "step is no number of steps", id="half a step"),
+        pytest.param("step", torch.tensor(float("nan")), "step is not a number of steps", id="NaN steps"),
+        pytest.param("step", 0.5, "step is not a number of steps", id="half a step"),
         pytest.param("step", torch.ones(2), "step has 2 numbers", id="two steps"),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_decay_that_divides_by_nothing_is_refused(bert: Path, tmp_path: Path) 
 def test_names_that_are_no_parameters_are_refused(bert: Path, tmp_path: Path) -> None:
     save_file({"nothing.exp_avg_sq": torch.ones(2)}, tmp_path / "v.safetensors")
     given: dict[str, Any] = {"train_examples": 10, "batch_size": 4, "steps": 1, "beta2": 0.75}
-    with pytest.raises(CheckpointError, match="'nothing' of the optimizer is no tensor"):
+    with pytest.raises(CheckpointError, match="'nothing' of the optimizer is not a tensor"):
         import_fisher(ImportSettings(str(bert), tmp_path / "v.safetensors", **given), tmp_path / "out")
 
 

@@ -139,7 +139,7 @@ def test_modules_that_only_the_models_have_are_taken_where_they_agree(tmp_path: 
 
 @pytest.mark.parametrize("path", ["../one", "/etc", "a/../../one", ".git", "a/b/c/d", "a\\b"])
 def test_a_folder_that_is_not_inside_of_the_checkpoint_is_refused(tmp_path: Path, path: str) -> None:
-    with pytest.raises(CheckpointError, match="which is no folder inside of the checkpoint"):
+    with pytest.raises(CheckpointError, match="which is not a folder inside the checkpoint"):
         planned(tmp_path, {"base": {"modules.json": modules("", path)}})
 
 

@@ -292,7 +292,7 @@ def test_another_merge_is_refused_with_what_differs(tmp_path: Path, changed: dic
     before = {**DECISIONS, "layout": "1" * 64}
     with pytest.raises(RecipeError) as caught:
         check_same(JournalState(before), {**before, **changed}, tmp_path)
-    assert caught.value.message == f"{tmp_path} holds an unfinished merge that was not this one: {says}"
+    assert caught.value.message == f"{tmp_path} holds an unfinished merge of something else: {says}"
     assert "--restart" in str(caught.value.hint)
 
 

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, and whether it is what a merge has made."""
+"""Tables of a checkpoint and of its verification."""
 
 from __future__ import annotations
 

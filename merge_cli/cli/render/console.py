@@ -1,4 +1,4 @@
-"""Where tables and warnings are printed."""
+"""Console output: tables, warnings and notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a merge would do, and what it did."""
+"""Tables of a plan and of a finished merge."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _rehearsed(found: Rehearsal) -> None:
         typer.echo("a merge would find its output complete and do nothing (--force merges again)")
         return
     if found.resumed_bytes:
-        typer.echo(f"a merge would go on from {format_bytes(found.resumed_bytes)} that a stopped run has written")
+        typer.echo(f"a merge would resume from {format_bytes(found.resumed_bytes)} that an interrupted run has written")
     typer.echo("not checked: whether the tensors hold NaN or infinity, which a merge finds where it reads them")
 
 
@@ -169,7 +169,7 @@ def report(done: MergeReport) -> None:
         f"{read}wrote {format_bytes(fresh)} in {format_seconds(done.seconds)} with {_KERNELS[done.kernels]}"
     )
     if done.resumed_bytes:
-        typer.echo(f"  went on from {format_bytes(done.resumed_bytes)} that a stopped run had written")
+        typer.echo(f"  resumed from {format_bytes(done.resumed_bytes)} that an interrupted run had written")
     _sentences(done.findings)
 
 

@@ -1,4 +1,4 @@
-"""Which methods there are, and what each takes."""
+"""Tables of the merge methods and their parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How merges compare: in gradient mismatch, and in the demonstration."""
+"""Tables of gradient mismatch."""
 
 from __future__ import annotations
 

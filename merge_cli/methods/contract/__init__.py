@@ -1,4 +1,4 @@
-"""What a method is: a pure function from a block to a tensor, plus what it needs to know beforehand."""
+"""The contract of a method: a pure function from a block to a tensor, and the measures it needs beforehand."""
 
 from merge_cli.methods.contract.advice import scaled_weights, unusual_average, unusual_task_weights
 from merge_cli.methods.contract.block import Block, Input, Masks

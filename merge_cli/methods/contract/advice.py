@@ -1,4 +1,4 @@
-"""What is unusual about weights, in words; known before anything is merged."""
+"""Advice on unusual weights, known before anything is merged."""
 
 from __future__ import annotations
 

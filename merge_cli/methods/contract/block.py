@@ -1,4 +1,4 @@
-"""What a method sees of a tensor: one run of its elements, from every model."""
+"""Blocks: one run of a tensor's elements, from every model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Input(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """What decides the random masks of a block.
+    """Key of a block's random masks.
 
     Attributes:
         seed: The recipe's.
@@ -133,11 +133,11 @@ class Block:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs are, if they are torch tensors."""
+        """Device of the inputs, if they are torch tensors."""
         return next(iter(self.inputs.values())).device
 
     def has(self, need: Input) -> bool:
-        """Whether an input was both declared and given."""
+        """Tell whether an input was both declared and given."""
         return need in self.inputs
 
     def column(self, values: Sequence[float]) -> Array:

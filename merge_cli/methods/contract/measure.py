@@ -1,4 +1,4 @@
-"""What must be known about a whole tensor or model before the first block can be merged."""
+"""Measures: folds over a whole tensor or model that run before the first block is merged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merge_cli.methods.contract.block import Block, Input
 
 
 class MeasureOver(StrEnum):
-    """What a measure runs over."""
+    """Range of a measure: one tensor, or the model."""
 
     TENSOR = "tensor"
     MODEL = "model"
@@ -21,7 +21,7 @@ class MeasureOver(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """How much a measure runs over: ``n`` models of ``numel`` elements each."""
+    """Size of what a measure runs over: ``n`` models of ``numel`` elements each."""
 
     n: int
     numel: int

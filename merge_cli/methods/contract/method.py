@@ -15,7 +15,7 @@ from merge_cli.methods.contract.params import Params
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What a merge tells about its own prospects.
+    """Diagnosis of a merge: its prospects.
 
     Attributes:
         values: Numbers by name.
@@ -32,7 +32,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class CurvatureScale:
-    """How a method wants mean Fishers turned into curvatures.
+    """Scale to which a method wants mean Fishers turned into curvatures.
 
     Attributes:
         mean: Whether they stay on the mean scale, so that all data sets count alike.

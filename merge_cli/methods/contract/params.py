@@ -48,12 +48,12 @@ def setting(default: Any, *, description: str, **limits: Any) -> Any:
 
 
 def is_per_model(field: FieldInfo) -> bool:
-    """Whether the field has one value per model."""
+    """Tell whether the field has one value per model."""
     return bool(_extra(field).get("per_model"))
 
 
 def is_constant(field: FieldInfo) -> bool:
-    """Whether the field must be the same for every tensor."""
+    """Tell whether the field must be the same for every tensor."""
     return bool(_extra(field).get("constant"))
 
 

@@ -1,4 +1,4 @@
-"""What gradient matching says of its prospects, in words."""
+"""Diagnosis of gradient matching, in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeping the entries of largest magnitude, counted in each tensor or in the whole model.
+"""Trimming: the entries of largest magnitude are kept, counted in each tensor or in the whole model.
 
 The trim step of TIES-Merging, Yadav et al. 2023, arXiv 2306.01708; for ``scope: model`` exactly as in the paper.
 """

@@ -1,4 +1,4 @@
-"""Ways to run jobs: in this thread, in threads, in processes. They know nothing of merges: a job is any data."""
+"""Executors, which run jobs in this thread, in threads or in processes; a job is any data."""
 
 from merge_cli.stream.executors.inline import Inline
 from merge_cli.stream.executors.loop import Closable, Executor, as_memory_error
