@@ -1,45 +1,52 @@
 '''The battery of tests that every method and preparing step passes, for those of other packages too.
 
-A method of your own is a package with one module and an entry point. ``my_median/__init__.py``:
+A method of your own is a package with one module, here ``merge_median.py``:
+
+    """The median of three models, a method for merge-cli in a package of its own."""
 
     from merge_cli.kernels import Array, higher, lower
     from merge_cli.methods.contract import Block, Input, Method, Params
 
 
-    def middle(block: Block, params: Params) -> Array:
-        """Return the middle one of three models, element by element."""
+    def median_of_three(block: Block, params: Params) -> Array:
+        """Return the middle one of three numbers, element by element."""
         one, two, three = block.models
         return higher(lower(one, two), lower(higher(one, two), three))
 
 
     METHOD = Method(
-        merge=middle,
+        merge=median_of_three,
         params=Params,
-        needs=lambda params, given: frozenset({Input.MODELS}),
-        summary="the median of three models",
+        needs=lambda params, available: frozenset({Input.MODELS}),
+        summary="take the median of three models",
         equation="merged = median(θ₁, θ₂, θ₃)",
         source="no paper: the median",
         models=(3, 3),
         numpy=True,
     )
 
-its ``pyproject.toml`` names it:
+an entry point, in its ``pyproject.toml``:
 
     [project.entry-points."merge_cli.methods"]
-    median_of_three = "my_median:METHOD"
+    median_of_three = "merge_median:METHOD"
 
-and its test runs the battery against the definition, once more, as loops over plain numbers:
+and a test that checks it against its definition, written once more in loops over plain numbers:
 
+    """The median keeps the contract; the oracle is its definition once more, over plain numbers."""
+
+    import merge_median
     import pytest
-    from merge_cli.testing import method_checks, per_tensor
-    from my_median import METHOD
+
+    from merge_cli.testing import Check, PlainTensor, method_checks, per_tensor
+
 
     @per_tensor
-    def oracle(tensor, params):
-        return [sorted(values)[1] for values in zip(*tensor.models)]
+    def oracle(tensor: PlainTensor, params: object) -> list[float]:
+        return [sorted(numbers)[1] for numbers in zip(*tensor.models, strict=True)]
 
-    @pytest.mark.parametrize("check", method_checks(METHOD, oracle=oracle), ids=str)
-    def test_it_keeps_the_rules(check):
+
+    @pytest.mark.parametrize("check", method_checks(merge_median.METHOD, oracle=oracle), ids=str)
+    def test_the_median_keeps_the_rules(check: Check) -> None:
         check()
 
 A check raises :class:`RuleBroken`, which says what was broken, with which parameters, and what to do. What holds for a
