@@ -5,10 +5,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import merge_cli
+from merge_cli.checkpoint.sources import Source
 
 _ROOT = Path(merge_cli.__file__).parent
 _RANKS = (
@@ -52,6 +54,18 @@ def test_a_module_imports_only_from_parts_of_a_lower_rank() -> None:
             if part == "testing":
                 assert _RANK[imported] <= max(_RANK[each] for each in _TESTED), f"{path} imports {imported}"
     assert found > 50
+
+
+def test_only_what_makes_and_what_decodes_sources_names_a_kind_of_them() -> None:
+    kinds = {kind.__name__ for kind in get_args(Source)}
+    naming = set()
+    for path in sorted(_ROOT.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        words |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        if words & kinds:
+            naming.add(path.relative_to(_ROOT).as_posix())
+    assert naming == {"checkpoint/sources.py", "checkpoint/views.py", "stream/decode.py"}
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -16,10 +16,10 @@ from typing import Any
 
 from merge_cli.checkpoint.bounded_json import is_text, parse_json
 from merge_cli.checkpoint.dtypes import DType
+from merge_cli.checkpoint.extent import Extent
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.checkpoint.samples import sample_digest
-from merge_cli.checkpoint.sources import StoredTensor
 from merge_cli.errors import CheckpointError
 
 # The limit that the format's own library sets.
@@ -68,7 +68,7 @@ class Header:
     """Header of a weight file; ``tensors`` in the order of their bytes."""
 
     identity: FileIdentity
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, Extent]
     metadata: dict[str, str]
 
 
@@ -144,7 +144,7 @@ def is_tensor_name(name: str) -> bool:
     return name.isprintable() and len(name) <= _MOST_NAME_LENGTH
 
 
-def _tensor(name: str, entry: Any, path: Path, data_start: int) -> StoredTensor:
+def _tensor(name: str, entry: Any, path: Path, data_start: int) -> Extent:
     if not is_tensor_name(name):
         raise _damaged(path, f"{name[:100]!r} of {len(name)} characters cannot be the name of a tensor")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -166,7 +166,7 @@ def _tensor(name: str, entry: Any, path: Path, data_start: int) -> StoredTensor:
     # A zero among huge sizes makes an empty tensor whose other sizes no library can multiply.
     if math.prod(size for size in shape if size) >= 2**63:
         raise _damaged(path, f"tensor '{name[:100]}' has more elements than can be counted: {str(shape)[:100]}")
-    tensor = StoredTensor(name, DType(entry["dtype"]), tuple(shape), path, data_start + offsets[0])
+    tensor = Extent(name, DType(entry["dtype"]), tuple(shape), path, data_start + offsets[0])
     if tensor.nbytes != offsets[1] - offsets[0]:
         raise _damaged(
             path,
@@ -184,7 +184,7 @@ def _naturals(value: Any) -> bool:
     )
 
 
-def _check_coverage(tensors: list[StoredTensor], start: int, size: int, path: Path) -> None:
+def _check_coverage(tensors: list[Extent], start: int, size: int, path: Path) -> None:
     """Refuse tensors whose bytes do not fill the file from the header to its end, each byte once."""
     position = start
     for tensor in tensors:

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from merge_cli.checkpoint.dtypes import DType
+from merge_cli.checkpoint.extent import Extent
 from merge_cli.checkpoint.header import encode_header
-from merge_cli.checkpoint.sources import StoredTensor
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Shard:
     file: str
     header: bytes
     size: int
-    tensors: tuple[StoredTensor, ...]
+    tensors: tuple[Extent, ...]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Layout:
         return sum(shard.size for shard in self.shards)
 
     @cached_property
-    def targets(self) -> Mapping[str, StoredTensor]:
+    def targets(self) -> Mapping[str, Extent]:
         """Tensor name -> where it lies."""
         return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
 
@@ -59,11 +59,11 @@ def plan_shards(
     wider types come first, so that each starts at a multiple of its item size.
     """
     nowhere = Path()
-    groups: list[list[StoredTensor]] = []
-    current: list[StoredTensor] = []
+    groups: list[list[Extent]] = []
+    current: list[Extent] = []
     filled = 0
     for name, dtype, shape in tensors:
-        tensor = StoredTensor(name, dtype, shape, nowhere, 0)
+        tensor = Extent(name, dtype, shape, nowhere, 0)
         if tensor.nbytes > shard_bytes:
             groups.append([tensor])
             continue
@@ -77,7 +77,7 @@ def plan_shards(
     return Layout(tuple(_shard(group, number, len(groups), metadata) for number, group in enumerate(groups, start=1)))
 
 
-def _shard(tensors: list[StoredTensor], number: int, count: int, metadata: Mapping[str, str]) -> Shard:
+def _shard(tensors: list[Extent], number: int, count: int, metadata: Mapping[str, str]) -> Shard:
     file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
     path = Path(file)
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
@@ -91,7 +91,7 @@ def _shard(tensors: list[StoredTensor], number: int, count: int, metadata: Mappi
         position += tensor.nbytes
     header = encode_header(entries)
     placed = tuple(
-        StoredTensor(tensor.name, tensor.dtype, tensor.shape, path, len(header) + start)
+        Extent(tensor.name, tensor.dtype, tensor.shape, path, len(header) + start)
         for tensor, start in zip(ordered, starts, strict=True)
     )
     return Shard(file, header, len(header) + position, placed)

@@ -15,7 +15,7 @@ from merge_cli.checkpoint.header import Header
 from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.checkpoint.quantised import check_plain
 from merge_cli.checkpoint.resolve import check_link_stays_inside
-from merge_cli.checkpoint.sources import Source
+from merge_cli.checkpoint.sources import Source, stored
 from merge_cli.checkpoint.torch_bin import read_any_header
 from merge_cli.checkpoint.views import dequantised
 from merge_cli.checkpoint.weight_files import weight_files
@@ -43,14 +43,14 @@ def open_checkpoint(root: Path, *, label: str | None = None, files: Files | None
         twice = sorted((tensors.keys() | tied.keys()) & header.tensors.keys())
         if twice:
             raise CheckpointError(f"{root}: {listed(twice)} stand in more than one file")
-        tensors.update(header.tensors)
+        tensors.update((name, stored(extent)) for name, extent in header.tensors.items())
     if weight_map is not None:
         _check_index(root, headers, tied, weight_map)
     refuse_factors(root, tensors)
     named, ties, taken_off = without_wrappers(root, tensors, tied)
     identities = tuple(header.identity for header in headers)
-    stored = Checkpoint(label or str(root), root, named, ties, identities, headers[0].metadata, config)
-    found = dequantised(stored)
+    raw = Checkpoint(label or str(root), root, named, ties, identities, headers[0].metadata, config)
+    found = dequantised(raw)
     config, left_over = check_plain(root, found.tensors, found.config)
     notes = tuple(note for note in (left_over, taken_off) if note is not None)
     return replace(found, config=config, notes=(*notes, *found.notes))

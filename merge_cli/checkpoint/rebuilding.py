@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_cli.checkpoint.dtypes import DType, dtype_named
-from merge_cli.checkpoint.sources import StoredTensor
+from merge_cli.checkpoint.extent import Extent
 
 _MOST_DIMENSIONS = 64
 
@@ -37,10 +37,10 @@ class PickledTensor:
     offset: int
     trouble: str = ""
 
-    def named(self, name: str, file: Path) -> StoredTensor:
+    def named(self, name: str, file: Path) -> Extent:
         """Return it as a tensor of a weight file; it must be without trouble."""
         assert self.dtype is not None
-        return StoredTensor(name, self.dtype, self.shape, file, self.offset)
+        return Extent(name, self.dtype, self.shape, file, self.offset)
 
 
 @dataclass(frozen=True, slots=True)

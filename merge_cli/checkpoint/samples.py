@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 
+from merge_cli.checkpoint.extent import Extent
 from merge_cli.checkpoint.files import Files
-from merge_cli.checkpoint.sources import StoredTensor
 
 # Reads of a file at most, whatever it holds, and bytes of each: a fifth of a millisecond where they are in memory.
 _READS, _BYTES = 64, 4096
@@ -20,7 +20,7 @@ _MOST_OF_ONE = 3
 _STEP, _WHOLE = 40503, 65536
 
 
-def sample_digest(tensors: Sequence[StoredTensor], fd: int, files: Files) -> str:
+def sample_digest(tensors: Sequence[Extent], fd: int, files: Files) -> str:
     """Return a digest of up to 64 runs of the numbers in an open file, the same ones every time.
 
     Where the file holds few tensors each of them is sampled, otherwise 64 that are evenly spaced, small ones too.
@@ -41,7 +41,7 @@ def sample_digest(tensors: Sequence[StoredTensor], fd: int, files: Files) -> str
     return digest.hexdigest()
 
 
-def _runs(tensors: Sequence[StoredTensor]) -> Iterator[tuple[StoredTensor, int, int]]:
+def _runs(tensors: Sequence[Extent]) -> Iterator[tuple[Extent, int, int]]:
     """Yield what to read: a tensor, and from which of its bytes how many."""
     chosen = min(len(tensors), _READS)
     each = min(_MOST_OF_ONE, _READS // max(1, chosen))

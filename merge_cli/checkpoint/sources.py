@@ -9,36 +9,20 @@ A new kind is one dataclass here, one case there, and a view (:mod:`merge_cli.ch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge_cli.checkpoint.dtypes import DType
+from merge_cli.checkpoint.extent import Extent
 
 # A file, the offset of its first byte, and how many bytes.
 ByteRange = tuple[Path, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Numbers as a file holds them: ``numel`` elements of ``dtype`` in C order, ``offset`` bytes into ``file``."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-
-    @property
-    def numel(self) -> int:
-        """Number of elements; 1 for a scalar."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return self.numel * self.dtype.itemsize
+class StoredTensor(Extent):
+    """Numbers as a file holds them."""
 
     @property
     def itemsize(self) -> int:
@@ -165,6 +149,11 @@ class BlockScaled:
 
 
 Source = StoredTensor | BlockScaled
+
+
+def stored(extent: Extent) -> Source:
+    """Return what a file holds as a tensor."""
+    return StoredTensor(extent.name, extent.dtype, extent.shape, extent.file, extent.offset)
 
 
 def part_of(source: Source, start: int, name: str, shape: tuple[int, ...]) -> Source:

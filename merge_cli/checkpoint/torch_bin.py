@@ -14,12 +14,12 @@ from typing import Any
 
 from merge_cli.checkpoint.archive import Archive, read_archive
 from merge_cli.checkpoint.dtypes import DType
+from merge_cli.checkpoint.extent import Extent
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.header import FileIdentity, Header, identify, is_tensor_name, read_header
 from merge_cli.checkpoint.os_errors import read_errors
 from merge_cli.checkpoint.rebuilding import DamagedPickleError, PickledTensor
 from merge_cli.checkpoint.samples import sample_digest
-from merge_cli.checkpoint.sources import StoredTensor
 from merge_cli.checkpoint.unpickling import ForeignNameError, unpickle
 from merge_cli.errors import CheckpointError
 
@@ -42,7 +42,7 @@ def read_pickled_header(path: Path, files: Files) -> tuple[Header, dict[str, str
     """
     archive = read_archive(path, files, hint=_RESAVE)
     state = _state_dict(_unpickled(archive, _RESAVE), path)
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, Extent] = {}
     tied: dict[str, str] = {}
     by_place: dict[tuple[int, DType | None, tuple[int, ...]], str] = {}
     for name, tensor in state.items():
@@ -73,7 +73,7 @@ def read_saved(path: Path, files: Files, *, hint: str) -> tuple[Any, FileIdentit
     return _unpickled(archive, hint), _identity(archive, (), files)
 
 
-def _identity(archive: Archive, tensors: Iterable[StoredTensor], files: Files) -> FileIdentity:
+def _identity(archive: Archive, tensors: Iterable[Extent], files: Files) -> FileIdentity:
     path = archive.path
     with read_errors(path):
         fd = files.open_read(path)

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from merge_cli.checkpoint.extent import Extent
 from merge_cli.checkpoint.fd_cache import Descriptors
 from merge_cli.checkpoint.files import Files
 from merge_cli.checkpoint.layout import Layout
 from merge_cli.checkpoint.os_errors import output_read_errors, write_errors
-from merge_cli.checkpoint.sources import StoredTensor
 from merge_cli.errors import ResourceError
 from merge_cli.text import format_bytes
 
@@ -53,11 +53,11 @@ class ShardWriter:
         self._files, self._paths, self._sizes = state["files"], state["paths"], state["sizes"]
         self._open = Descriptors(self._open_shard, self._close_shard)
 
-    def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
+    def write(self, view: memoryview, target: Extent, start: int) -> None:
         """Write bytes of a tensor from element ``start``."""
-        path = self._paths[place.file.name]
+        path = self._paths[target.file.name]
         with self._open.use(path) as fd:
-            self._files.write_all(fd, view, place.offset + start * place.dtype.itemsize, path)
+            self._files.write_all(fd, view, target.offset + start * target.dtype.itemsize, path)
 
     def read_back(self, view: memoryview, name: str, offset: int) -> None:
         """Fill ``view`` with the bytes of a shard from ``offset``, as they were written.

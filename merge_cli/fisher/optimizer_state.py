@@ -13,7 +13,7 @@ from torch import nn
 
 from merge_cli.checkpoint import Source
 from merge_cli.checkpoint.rebuilding import PickledTensor
-from merge_cli.checkpoint.sources import part_of
+from merge_cli.checkpoint.sources import part_of, stored
 from merge_cli.errors import CheckpointError
 from merge_cli.text import listed
 
@@ -173,7 +173,7 @@ def _stored(value: Any, what: str, file: Path) -> Source:
         raise _unsound(file, f"{what} is not a tensor")
     if value.trouble:
         raise CheckpointError(f"{file}: {what} has {value.trouble}, which is not supported")
-    found = value.named(what, file)
+    found = stored(value.named(what, file))
     if not found.dtype.is_float:
         raise CheckpointError(f"{file}: {what} has dtype {found.dtype.torch_name}, expected floating-point numbers")
     return found

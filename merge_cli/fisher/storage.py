@@ -14,12 +14,12 @@ from torch import Tensor
 from merge_cli.checkpoint import (
     Checkpoint,
     DType,
+    Extent,
     Files,
     Layout,
     Reader,
     ShardWriter,
     Source,
-    StoredTensor,
     open_checkpoint,
     plan_shards,
 )
@@ -58,7 +58,7 @@ def write_layout(folder: Path, layout: Layout, find: Callable[[str], Tensor], *,
         Files().write_new(folder / "model.safetensors.index.json", index, sync=sync)
 
 
-def write_tensor(writer: ShardWriter, place: StoredTensor, values: Tensor, *, scale: float) -> None:
+def write_tensor(writer: ShardWriter, place: Extent, values: Tensor, *, scale: float) -> None:
     """Write a tensor times ``scale`` as float32, a block at a time."""
     if tuple(values.shape) != place.shape:
         raise ValueError(f"{place.name} is {tuple(values.shape)}, expected {place.shape}")

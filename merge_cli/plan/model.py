@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merge_cli.checkpoint import Checkpoint, FileIdentity, Layout, Source, StoredTensor
+from merge_cli.checkpoint import Checkpoint, Extent, FileIdentity, Layout, Source
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Input, Method, Params, Scope, Step
 from merge_cli.plan.blocks import block_numel, unit_of
@@ -35,7 +35,7 @@ class TensorTask:
             are only compared with it.
     """
 
-    target: StoredTensor
+    target: Extent
     copied: Source | None = None
     models: tuple[Source, ...] = ()
     base: Source | None = None

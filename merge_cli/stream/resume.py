@@ -12,7 +12,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from merge_cli.checkpoint import Files, ShardWriter, StoredTensor
+from merge_cli.checkpoint import Extent, Files, ShardWriter
 from merge_cli.checkpoint.os_errors import write_errors
 from merge_cli.errors import CheckpointError, RecipeError, ResourceError, VerificationError
 from merge_cli.optional import is_installed
@@ -92,12 +92,12 @@ def verified_state(past: JournalState, plan: MergePlan, writers: Mapping[str, Sh
     return replace(past, records=tuple(compress(past.records, sound)), synced=sum(sound[: past.synced]))
 
 
-def _fits(record: Record, places: Mapping[str, StoredTensor]) -> bool:
+def _fits(record: Record, places: Mapping[str, Extent]) -> bool:
     place = places.get(record.tensor)
     return place is not None and 0 < record.count <= place.numel - record.start
 
 
-def _checksum(place: StoredTensor, record: Record, writer: ShardWriter) -> int:
+def _checksum(place: Extent, record: Record, writer: ShardWriter) -> int:
     size, found = place.dtype.itemsize, 0
     start, end = place.offset + record.start * size, place.offset + (record.start + record.count) * size
     buffer = memoryview(bytearray(min(_READ, end - start)))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from merge_cli.checkpoint import DType, Reader, Source, StoredTensor
+from merge_cli.checkpoint import DType, Extent, Reader, Source
 from merge_cli.errors import CheckpointError
 from merge_cli.kernels import Array, lower
 from merge_cli.methods.contract import COMPANIONS, Companion, Input
@@ -30,7 +30,7 @@ _READ_AHEAD = 2**16
 class Sink(Protocol):
     """Sink of results: :class:`~merge_cli.checkpoint.ShardWriter`, or what compares them."""
 
-    def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
+    def write(self, view: memoryview, place: Extent, start: int) -> None:
         """Take the bytes of a tensor from element ``start``."""
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from merge_cli.checkpoint import Checkpoint, Files, Reader, StoredTensor, open_checkpoint
+from merge_cli.checkpoint import Checkpoint, Extent, Files, Reader, open_checkpoint
 from merge_cli.errors import CheckpointError, MergeError, RecipeError
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.recipe import Origin, Recipe, parse_recipe
@@ -58,7 +58,7 @@ class _Comparing:
     different: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def write(self, view: memoryview, place: StoredTensor, start: int) -> None:
+    def write(self, view: memoryview, place: Extent, start: int) -> None:
         """Compare the bytes of a tensor from element ``start``."""
         held = self.checkpoint.find(place.name)
         if held is None or (held.dtype, held.shape) != (place.dtype, place.shape):

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from merge_cli.checkpoint import DType, Layout, ShardWriter, StoredTensor, plan_shards
+from merge_cli.checkpoint import DType, Extent, Layout, ShardWriter, plan_shards
 from tests.benchmarks.shapes import (
     EMBEDDING,
     SIZES,
@@ -45,7 +45,7 @@ _PIECE_NUMEL = 2**20
 class Piece:
     """A piece of a tensor: ``numel`` elements from element ``start``."""
 
-    place: StoredTensor
+    place: Extent
     start: int
     numel: int
 
