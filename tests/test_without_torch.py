@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from merge_cli.stream.torch_worker import TorchWorker
 
 from merge_cli import RecipeError
 from merge_cli.optional import LazyModule, import_optional, is_installed, missing_library
 from merge_cli.plan import build_plan
 from merge_cli.recipe import load_recipe
 from merge_cli.run import merge
-from merge_cli.stream.torch_worker import TorchWorker
 from tests.checkpoints import write_checkpoint
 
 PROGRAM = """

@@ -43,6 +43,18 @@ class Backend(Protocol):
     def empty(self, shape: tuple[int, ...]) -> Array:
         """Return a new float32 array, its content undefined."""
 
+    def staging(self, nbytes: int) -> NDArray[np.uint8]:
+        """Return memory of this machine that files are read into and written from, fit for the device to copy."""
+
+    def from_numpy(self, numbers: NDArray[np.float32]) -> Array:
+        """Return numbers as an array of this kind, which may share their memory."""
+
+    def shared(self, array: Array) -> NDArray[np.float32] | None:
+        """Return an array's memory as numpy's, None where it is on a device."""
+
+    def plain(self, array: Array) -> Array:
+        """Return an array as contiguous float32."""
+
     def column(self, values: Sequence[float]) -> Array:
         """Return numbers as a float32 column, shape ``(n, 1)``."""
 
@@ -58,10 +70,10 @@ class Backend(Protocol):
     def largest(self, magnitudes: Array, ranks: Sequence[int]) -> list[float]:
         """Return the magnitudes of these ranks, 1 for the largest, given in falling order; reorders the magnitudes."""
 
-    def to_float32(self, stored: Array, dtype: str, less: Array | None, out: Array) -> list[int]:
+    def to_float32(self, stored: Any, dtype: str, less: Array | None, out: Array) -> list[int]:
         """Carry out :func:`merge_cli.kernels.casts.to_float32`."""
 
-    def from_float32(self, numbers: Array, dtype: str, out: Array) -> int:
+    def from_float32(self, numbers: Array, dtype: str, out: Any) -> int:
         """Carry out :func:`merge_cli.kernels.casts.from_float32`."""
 
     def zero_below(self, row: Array, bound: float, factor: float, out: Array) -> None:
@@ -124,14 +136,14 @@ def backend_of(array: Array) -> Backend:
     return torch_backend.backend_of(array, CPU)
 
 
-def backend_for(device: str) -> Backend:
-    """Return what works on a device: without torch on the CPU, by torch elsewhere."""
-    if device == "cpu":
+def backend_for(device: str, *, tensors: bool = False) -> Backend:
+    """Return what works on a device: without torch on the CPU, unless ``tensors`` are asked for; by torch elsewhere."""
+    if device == "cpu" and not tensors:
         return CPU  # type: ignore[return-value]
     import_optional("torch", f"the device {device}")
-    from merge_cli.kernels.torch_backend import TorchBackend
+    from merge_cli.kernels import torch_backend
 
-    return TorchBackend(device)
+    return torch_backend.shared_backend(CPU) if device == "cpu" else torch_backend.TorchBackend(device)
 
 
 def empty(like: Array, *shape: int) -> Array:

@@ -33,6 +33,22 @@ class NumpyBackend:
         """Return a new float32 array, its content undefined."""
         return np.empty(shape, np.float32)
 
+    def staging(self, nbytes: int) -> NDArray[np.uint8]:
+        """Return memory that files are read into and written from."""
+        return np.empty(nbytes, np.uint8)
+
+    def from_numpy(self, numbers: Floats) -> Floats:
+        """Return the numbers."""
+        return numbers
+
+    def shared(self, array: Floats) -> Floats:
+        """Return the array."""
+        return array
+
+    def plain(self, array: Floats) -> Floats:
+        """Return an array as contiguous float32."""
+        return np.ascontiguousarray(array, dtype=np.float32)
+
     def column(self, values: Sequence[float]) -> Floats:
         """Return numbers as a float32 column."""
         return np.array(values, dtype=np.float32)[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +38,23 @@ class TorchBackend:
         """Return a new float32 tensor, its content undefined."""
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
+    def staging(self, nbytes: int) -> NDArray[np.uint8]:
+        """Return memory that files are read into and written from, pinned where a GPU copies from it."""
+        memory: NDArray[np.uint8] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.device.type != "cpu").numpy()
+        return memory
+
+    def from_numpy(self, numbers: NDArray[np.float32]) -> Tensor:
+        """Return numbers as a tensor."""
+        return torch.from_numpy(numbers).to(self.device)
+
+    def shared(self, array: Tensor) -> NDArray[np.float32] | None:
+        """Return a tensor's memory, None where it is on a GPU."""
+        return array.numpy() if array.is_cpu else None
+
+    def plain(self, array: Tensor) -> Tensor:
+        """Return a tensor as contiguous float32."""
+        return array.to(torch.float32).contiguous()
+
     def column(self, values: Sequence[float]) -> Tensor:
         """Return numbers as a float32 column."""
         return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None]
@@ -58,19 +75,20 @@ class TorchBackend:
         """Return the magnitudes of these ranks."""
         return [float(magnitudes.kthvalue(len(magnitudes) - rank + 1).values) for rank in ranks]
 
-    def to_float32(self, stored: Tensor, dtype: str, less: Tensor | None, out: Tensor) -> list[int]:
+    def to_float32(self, stored: Tensor | NDArray[Any], dtype: str, less: Tensor | None, out: Tensor) -> list[int]:
         """Convert rows to float32, take ``less`` from each, and return how many numbers of each were not finite."""
         if stored is not out:
             # One conversion for all: a call costs as much as some ten thousand elements.
-            out.copy_(stored)
+            out.copy_(_as_tensor(stored, dtype))
         # Only where the sum is not finite can a number be; or it overflows.
         wrong = [0] * len(out) if math.isfinite(out.sum().item()) else [int((~row.isfinite()).sum()) for row in out]
         if less is not None:
             out -= less
         return wrong
 
-    def from_float32(self, numbers: Tensor, dtype: str, out: Tensor) -> int:
+    def from_float32(self, numbers: Tensor, dtype: str, out: Tensor | NDArray[Any]) -> int:
         """Round a row to the nearest numbers of a dtype, and return how many are not finite then."""
+        out = _as_tensor(out, dtype)
         out.copy_(numbers)
         wide = out if out.dtype in _SUMMED else out.to(torch.float32)
         sound = dtype != "float8_e4m3fn" or bool((numbers.abs() <= _MOST_E4M3).all())
@@ -175,13 +193,22 @@ class SharedBackend(TorchBackend):
         """Return the magnitudes of these ranks."""
         return self.cpu.largest(magnitudes.numpy(), ranks)
 
-    def to_float32(self, stored: Tensor, dtype: str, less: Tensor | None, out: Tensor) -> list[int]:
+    def to_float32(self, stored: Tensor | NDArray[Any], dtype: str, less: Tensor | None, out: Tensor) -> list[int]:
         """Convert rows to float32, take ``less`` from each, and return how many numbers of each were not finite."""
+        if isinstance(stored, np.ndarray):
+            subtracted = None if less is None else less.contiguous().numpy()
+            return self.cpu.to_float32(stored, dtype, subtracted, out.numpy())
         if stored is not out and not _is_narrow(stored):
             return super().to_float32(stored, dtype, less, out)
         rows = out.numpy()
         taken = rows if stored is out else stored.view(torch.uint16).numpy()
         return self.cpu.to_float32(taken, dtype, None if less is None else less.contiguous().numpy(), rows)
+
+    def from_float32(self, numbers: Tensor, dtype: str, out: Tensor | NDArray[Any]) -> int:
+        """Round a row to the nearest numbers of a dtype, and return how many are not finite then."""
+        if isinstance(out, np.ndarray):
+            return self.cpu.from_float32(numbers.numpy(), dtype, out)
+        return super().from_float32(numbers, dtype, out)
 
     def zero_below(self, row: Tensor, bound: float, factor: float, out: Tensor) -> None:
         """Zero what is no larger in magnitude than ``bound``, and multiply the rest."""
@@ -217,17 +244,25 @@ class SharedBackend(TorchBackend):
 
 def backend_of(tensor: Tensor, cpu: NumpyBackend) -> Backend:
     """Return what works on a tensor."""
-    return _shared(cpu) if _is_shared(tensor) else _torch(tensor.device)
+    return shared_backend(cpu) if _is_shared(tensor) else _torch(tensor.device)
 
 
 @lru_cache(maxsize=8)
-def _shared(cpu: NumpyBackend) -> SharedBackend:
+def shared_backend(cpu: NumpyBackend) -> SharedBackend:
+    """Return what works on tensors in the memory of the CPU."""
     return SharedBackend(cpu)
 
 
 @lru_cache(maxsize=64)
 def _torch(device: torch.device) -> TorchBackend:
     return TorchBackend(device)
+
+
+def _as_tensor(array: Tensor | NDArray[Any], dtype: str) -> Tensor:
+    """Return numpy's pattern of a dtype as a tensor of it, in the same memory."""
+    if isinstance(array, Tensor):
+        return array
+    return torch.from_numpy(array.view(np.uint8)).view(getattr(torch, dtype)).reshape(array.shape)
 
 
 def _is_shared(tensor: Tensor) -> bool:

@@ -8,42 +8,37 @@ take a shorter way: all models' rows are read side by side, and converted by one
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from merge_cli.checkpoint import DType, Reader, Source
 from merge_cli.checkpoint.sources import BlockScaled, StoredTensor
-from merge_cli.kernels import Array, to_float32
-from merge_cli.stream.float_formats import widened
+from merge_cli.kernels import PATTERNS, Array, Backend, to_float32
 
 _AT_A_TIME = 2**20
 
 
-class Buffers(Protocol):
-    """Buffers and reader of a worker that decodes."""
-
-    device: str
-
-    def bytes_of(self, nbytes: int) -> tuple[Any, memoryview]:
-        """Return the beginning of the buffer for bytes as they are stored, and a view of it."""
-
-    def typed(self, raw: Any, dtype: DType) -> Any:
-        """Return bytes of the buffer as numbers of a dtype."""
-
-
 def decode_rows(
-    sources: Sequence[Source], start: int, rows: Array, *, reader: Reader, buffers: Buffers, less: Array | None = None
+    sources: Sequence[Source],
+    start: int,
+    rows: Array,
+    *,
+    reader: Reader,
+    raw: NDArray[np.uint8],
+    backend: Backend,
+    less: Array | None = None,
 ) -> list[int]:
     """Decode the same run of several tensors, and take the same from each.
 
     Args:
         sources: The tensors.
         start: First element.
-        rows: Float32, shape ``(len(sources), count)``, overwritten.
+        rows: Float32 of the backend, shape ``(len(sources), count)``, contiguous, overwritten.
         reader: Where the bytes come from.
-        buffers: What to work with.
+        raw: Memory for bytes as they are stored, from :meth:`Backend.staging`.
+        backend: What ``rows`` belong to.
         less: What is subtracted, shape ``(count,)``; None for nothing.
 
     Returns:
@@ -55,24 +50,25 @@ def decode_rows(
     if len({(source.verbatim, source.dtype) for source in sources}) > 1:
         each = zip(sources, rows, strict=True)
         return [
-            decode_rows([source], start, row[None], reader=reader, buffers=buffers, less=less)[0]
+            decode_rows([source], start, row[None], reader=reader, raw=raw, backend=backend, less=less)[0]
             for source, row in each
         ]
-    dtype = sources[0].dtype
-    if sources[0].verbatim and (dtype is not DType.F32 or buffers.device != "cpu"):
-        return to_float32(read_rows(sources, start, rows.shape[1], reader, buffers), dtype.torch_name, rows, less)
-    # What is float32 already, or made so here, needs no second buffer: an array shares its memory with its tensor.
-    if buffers.device == "cpu":
-        for source, row in zip(sources, rows, strict=True):
-            _fill(source, start, row.__array__(), reader)
-        return to_float32(rows, DType.F32.torch_name, rows, less)
+    dtype, host = sources[0].dtype, backend.shared(rows)
+    if sources[0].verbatim and (dtype is not DType.F32 or host is None):
+        stored = read_rows(sources, start, rows.shape[1], reader, raw)
+        return backend.to_float32(stored, dtype.torch_name, less, rows)
+    # What is float32 already, or made so here, is put in its place at once.
+    if host is not None:
+        for source, row in zip(sources, host, strict=True):
+            _fill(source, start, row, reader)
+        return backend.to_float32(rows, DType.F32.torch_name, less, rows)
     made = np.stack([read_numbers(source, start, rows.shape[1], reader) for source in sources])
-    import torch
-
-    return to_float32(torch.from_numpy(made), DType.F32.torch_name, rows, less)
+    return backend.to_float32(made, DType.F32.torch_name, less, rows)
 
 
-def read_rows(sources: Sequence[Source], start: int, count: int, reader: Reader, buffers: Buffers) -> Any:
+def read_rows(
+    sources: Sequence[Source], start: int, count: int, reader: Reader, raw: NDArray[np.uint8]
+) -> NDArray[Any]:
     """Read one run of verbatim tensors of one dtype as they are stored, shape ``(len(sources), count)``.
 
     Raises:
@@ -80,11 +76,16 @@ def read_rows(sources: Sequence[Source], start: int, count: int, reader: Reader,
     """
     dtype = sources[0].dtype
     nbytes = count * dtype.itemsize
-    raw, view = buffers.bytes_of(len(sources) * nbytes)
+    view = raw.data
     for i, source in enumerate(sources):
         for path, offset, _ in source.byte_ranges(start, count):
             reader.read_raw(view[i * nbytes : (i + 1) * nbytes], path, offset)
-    return buffers.typed(raw, dtype).reshape(len(sources), -1)
+    return typed(raw[: len(sources) * nbytes], dtype).reshape(len(sources), -1)
+
+
+def typed(raw: NDArray[np.uint8], dtype: DType) -> NDArray[Any]:
+    """Return bytes as the elements of a dtype, in numpy's patterns; as bytes where it is no float."""
+    return raw.view(PATTERNS.get(dtype.torch_name, np.uint8))
 
 
 def read_numbers(
@@ -155,12 +156,13 @@ def _fill_stored(source: StoredTensor, start: int, out: NDArray[Any], reader: Re
     raw = reader.read_bytes(source, start, len(out))
     if not raw:
         return
-    if source.dtype is DType.F64:
-        # Beyond float32 it becomes infinity, which is counted.
-        with np.errstate(over="ignore"):
-            out[:] = np.frombuffer(raw, np.float64)
+    stored = np.frombuffer(raw, PATTERNS[source.dtype.torch_name])
+    if out.dtype == np.float64 and source.dtype is not DType.F64:
+        narrow = np.empty(len(out), np.float32)
+        to_float32(stored[None], source.dtype.torch_name, narrow[None])  # type: ignore[arg-type]
+        out[:] = narrow
     else:
-        out[:] = widened(raw, source.dtype)
+        to_float32(stored[None], source.dtype.torch_name, out[None])  # type: ignore[arg-type]
 
 
 def _scale(source: BlockScaled, start: int, out: NDArray[Any], reader: Reader) -> None:

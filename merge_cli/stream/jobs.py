@@ -186,7 +186,7 @@ def _merge(pipeline: Pipeline, worker: Worker, task: TensorTask, span: Span) -> 
     worker.begin()
     for start, count in blocks(span, plan.block_of(task)):
         inputs = pipeline.inputs(worker, task, start, count, pipeline.method_stage, frozenset().union(*needs))
-        least = worker.least(task, start, count)
+        least = worker.inputs.least(task, start, count)
         for (output, params), own in zip(each, needs, strict=True):
             _merge_block(pipeline, worker, task, start, {need: inputs[need] for need in own}, least, output, params)
     worker.drop_cache(task, span, worker.followed)

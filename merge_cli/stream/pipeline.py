@@ -153,7 +153,7 @@ class Pipeline:
         wanted = needs
         if steps and needs & {Input.MODELS, Input.DELTAS}:
             wanted = (needs - {Input.MODELS}) | {Input.BASE, Input.DELTAS}
-        inputs = worker.load(task, start, count, wanted)
+        inputs = worker.inputs.load(task, start, count, wanted)
         if Input.DELTAS in wanted:
             for number, (step, params) in enumerate(steps):
                 deltas = {Input.DELTAS: inputs[Input.DELTAS]}

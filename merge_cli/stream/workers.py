@@ -9,13 +9,12 @@ from itertools import islice
 from pathlib import Path
 
 from merge_cli.checkpoint import Reader
-from merge_cli.kernels import backend_for
+from merge_cli.kernels import Backend, backend_for
 from merge_cli.optional import import_optional
 from merge_cli.plan import MergePlan
 from merge_cli.process import keep_large_buffers
 from merge_cli.stream.executors import Executor, Inline, Processes, Threads, start_method
 from merge_cli.stream.jobs import Job, Result, run_jobs
-from merge_cli.stream.numpy_worker import NumpyWorker, numpy_suffices
 from merge_cli.stream.pipeline import ranges
 from merge_cli.stream.worker import Sink, Worker
 
@@ -47,10 +46,8 @@ class WorkerSettings:
 def make_worker(settings: WorkerSettings) -> Worker:
     """Make a worker."""
     keep_large_buffers()
-    kind = choose_worker(settings.plan, settings.device)
-    return kind(
-        settings.plan, settings.reader, settings.sinks, settings.device, settings.drops, followed=settings.followed
-    )
+    backend = choose_backend(settings.plan, settings.device)
+    return Worker(settings.plan, settings.reader, settings.sinks, backend, settings.drops, followed=settings.followed)
 
 
 def kernels_of(plan: MergePlan, device: str) -> str:
@@ -60,18 +57,21 @@ def kernels_of(plan: MergePlan, device: str) -> str:
     return "compiled" if backend_for("cpu").compiled else "numpy"
 
 
-def choose_worker(plan: MergePlan, device: str) -> type[Worker]:
-    """Return what does a plan's work on a device; imports torch only where it is needed.
+def choose_backend(plan: MergePlan, device: str) -> Backend:
+    """Return what computes a plan on a device; imports torch only where it is needed.
 
     Raises:
         RecipeError: If torch is needed and not installed.
     """
     if kernels_of(plan, device) != "torch":
-        return NumpyWorker
+        return backend_for(device)
     import_optional("torch", f"merge_method: {plan.recipe.merge_method}")
-    from merge_cli.stream.torch_worker import TorchWorker
+    return backend_for(device, tensors=True)
 
-    return TorchWorker
+
+def numpy_suffices(plan: MergePlan) -> bool:
+    """Tell whether the method and all preparing steps take numpy's arrays."""
+    return plan.method.numpy and all(step.numpy for step, _ in plan.prepared_by)
 
 
 def choose_executor(settings: WorkerSettings, *, processes: bool) -> tuple[Executor[Sequence[Job], list[Result]], int]:
@@ -94,5 +94,5 @@ def choose_executor(settings: WorkerSettings, *, processes: bool) -> tuple[Execu
     # What this process has opened, it can later tell to be unchanged.
     settings.reader.open_all(leaf.file for task in plan.tasks for source in task.sources for leaf in source.leaves)
     # What this process has imported, forked ones need not.
-    choose_worker(plan, settings.device)
+    choose_backend(plan, settings.device)
     return Processes(make, run_jobs, count, method=method), count

@@ -22,7 +22,7 @@ from merge_cli.methods import find_method
 from merge_cli.methods.contract import Block, Params
 from merge_cli.plan import MergePlan
 from merge_cli.run import merge
-from merge_cli.stream.numpy_worker import numpy_suffices
+from merge_cli.stream.workers import numpy_suffices
 from tests.checkpoints import read_checkpoint, write_checkpoint
 from tests.stream.families import every_method, planned, recipe_for
 
