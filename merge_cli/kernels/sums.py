@@ -51,29 +51,31 @@ def weight_sum_or_one(weights: Sequence[float]) -> float:
     return total if abs(total) >= 1e-8 else 1.0
 
 
-def chunk_sums(rows: Array) -> Array:
-    """Sum each row over runs of :data:`GRAIN` elements, the last run as long as it is.
+def chunk_sums(rows: Array, length: int = GRAIN) -> Array:
+    """Sum each row over chunks of ``length`` elements, the last chunk as long as it is.
 
     Args:
-        rows: Shape ``(n, numel)``; starts at a multiple of GRAIN within its tensor.
+        rows: Shape ``(n, numel)``; starts at a multiple of ``length`` within its tensor.
+        length: Of a chunk; in a block of whole rows or tensors its :attr:`Block.grain`.
 
     Returns:
-        Float64 on the CPU, shape ``(n, ceil(numel / GRAIN))``.
+        Float64 on the CPU, shape ``(n, ceil(numel / length))``.
     """
-    return backend_of(rows).chunk_sums(rows, GRAIN)
+    return backend_of(rows).chunk_sums(rows, length)
 
 
-def chunk_gram(first: Array, second: Array) -> Array:
-    """Sum squares and products of two vectors over runs of :data:`GRAIN` elements, in float64.
+def chunk_gram(first: Array, second: Array, length: int = GRAIN) -> Array:
+    """Sum squares and products of two vectors over chunks of ``length`` elements, in float64.
 
     Args:
-        first: Shape ``(numel,)``; starts at a multiple of GRAIN within its tensor.
+        first: Shape ``(numel,)``; starts at a multiple of ``length`` within its tensor.
         second: The same shape.
+        length: Of a chunk, as for :func:`chunk_sums`.
 
     Returns:
-        Float64 on the CPU, shape ``(3, ceil(numel / GRAIN))``: squares of the first, of the second, and products.
+        Float64 on the CPU, shape ``(3, ceil(numel / length))``: squares of the first, of the second, and products.
     """
-    return backend_of(first).chunk_gram(first, second, GRAIN)
+    return backend_of(first).chunk_gram(first, second, length)
 
 
 def fsum_rows(rows: Iterable[Iterable[float]]) -> list[float]:

@@ -98,7 +98,7 @@ def _measure(params: FisherParams) -> Measure:
 def _sums(block: Block, params: FisherParams) -> Tensor:
     raw = torch.vstack([block.fisher, block.base_fisher]) if params.include_base else block.fisher
     wide = raw.double()
-    return chunk_sums(torch.vstack([wide, wide * wide]))
+    return chunk_sums(torch.vstack([wide, wide * wide]), block.grain)
 
 
 def _means_and_norms(totals: Totals, _: FisherParams, sums: list[float]) -> list[tuple[float, float]]:

@@ -203,7 +203,7 @@ def _sums(block: Block, _: GradientMatchingParams) -> Tensor:
     if block.has(Input.GRADIENTS):
         squares = block.deltas.square()
         rows += [block.gradients * block.deltas, squares * base, squares]
-    return chunk_sums(torch.cat(rows))
+    return chunk_sums(torch.cat(rows), block.grain)
 
 
 def _scales(totals: Totals, params: GradientMatchingParams, sums: list[float]) -> Scales:

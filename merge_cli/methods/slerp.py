@@ -23,7 +23,7 @@ def slerp(block: Block, params: SlerpParams) -> Array:
 
 
 def _gram(block: Block, _: SlerpParams) -> Array:
-    return chunk_gram(block.base, block.models[0])
+    return chunk_gram(block.base, block.models[0], block.grain)
 
 
 def _coefficients(_: Totals, params: SlerpParams, sums: list[float]) -> tuple[float, float]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from merge_cli.kernels import Array
-from merge_cli.methods.contract import Block, Input, Masks, Measure, MeasureOver, Params
+from merge_cli.kernels import GRAIN, Array
+from merge_cli.methods.contract import Block, Input, Masks, Measure, MeasureOver, Params, Scope
 from merge_cli.plan import MergePlan, TensorTask
+from merge_cli.plan.blocks import unit_of
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.records import Span, Tally
 from merge_cli.stream.worker import Worker
@@ -170,4 +171,6 @@ class Pipeline:
         masks = Masks(self.plan.recipe.seed, stage, task.target.name, len(task.models), start, task.target.numel)
         posterior = tuple(prior is not None for prior in self.plan.posteriors)
         value = self._measured(stage, task, output)
-        return Block(inputs, masks, value, posterior, tally.counts, tally.sums, shape=task.target.shape)
+        shape = task.target.shape
+        grain = GRAIN if task.scope is Scope.ELEMENT else unit_of(task.scope, shape)
+        return Block(inputs, masks, value, posterior, tally.counts, tally.sums, shape=shape, grain=grain)

@@ -54,7 +54,7 @@ from tests.benchmarks.measuring import (
 )
 
 if TYPE_CHECKING:
-    from merge_cli.plan import MergePlan
+    pass
 
 PHASES = (
     *("start-up", "plan", "read", "convert", "measure", "compute", "write", "hash", "journal", "look", "wait", "rest"),
@@ -66,6 +66,9 @@ SEAMS = (
     ("merge_cli.checkpoint.files", "Files.pread", "read"),
     ("merge_cli.checkpoint.files", "Files.pwrite", "write"),
     ("merge_cli.checkpoint.files", "Files.reserve", "write"),
+    ("merge_cli.stream.block_inputs", "BlockInputs.load", "convert"),
+    ("merge_cli.stream.worker", "Worker.copy", "convert"),
+    ("merge_cli.stream.worker", "Worker.write", "convert"),
     ("merge_cli.stream.digests", "_advance", "hash"),
     ("merge_cli.checkpoint.files", "Files.sync", "write"),
     ("merge_cli.stream.journal", "Journal.record", "journal"),
@@ -74,8 +77,6 @@ SEAMS = (
     ("threading", "Thread.join", "wait"),
     ("threading", "Thread.run", "rest"),
 )
-# What a worker does around a method.
-CONVERTING = ("load", "copy", "write")
 
 
 @dataclass
@@ -172,19 +173,6 @@ def wrapping(clock: Clock, method: str, steps: list[str]) -> Iterator[list[str]]
         yield missing
 
 
-@contextlib.contextmanager
-def wrapping_worker(clock: Clock, plan: MergePlan) -> Iterator[None]:
-    """Wrap the worker that a plan is given; another would import torch."""
-    from merge_cli.stream import choose_device
-    from merge_cli.stream.workers import choose_worker
-
-    kind = choose_worker(plan, choose_device(plan.device))
-    with contextlib.ExitStack() as stack:
-        for name in CONVERTING:
-            stack.enter_context(mock.patch.object(kind, name, clock.wrapped(getattr(kind, name), "convert")))
-        yield
-
-
 def _wrap_method(clock: Clock, method: str, steps: list[str], stack: contextlib.ExitStack) -> None:
     """Wrap what a method and steps do where everybody finds them: in their modules."""
     from merge_cli.methods import find_method
@@ -228,7 +216,7 @@ def merge_here(options: argparse.Namespace, out: Path) -> dict[str, Any]:
         with clock.region("plan"):
             plan = build_plan(recipe, memory=parse_bytes(options.memory), threads=options.threads)
         began = time.perf_counter()
-        with wrapping_worker(clock, plan), clock.region("rest"):
+        with clock.region("rest"):
             merge_cli.run.merge(plan, out, sync=False)
         merging = time.perf_counter() - began
     return {

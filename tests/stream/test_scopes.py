@@ -16,7 +16,7 @@ from merge_cli.checkpoint import DType
 from merge_cli.checkpoint.header import encode_header
 from merge_cli.errors import ResourceError
 from merge_cli.kernels import GRAIN, weighted_sum
-from merge_cli.methods.contract import Block, Input, Method, Params, Scope
+from merge_cli.methods.contract import Block, Diagnosis, Input, Method, Params, Scope
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.run import merge
 from tests.checkpoints import read_checkpoint, recipe_over, write_checkpoint
@@ -40,6 +40,7 @@ class Nothing(Params):
 def softmax_rows(block: Block, _: Params) -> Any:
     """Return the softmax of each row of the average: needs all of a row, and rounds in ways that depend on its cut."""
     rows = np.asarray(weighted_sum(block.models, [1 / block.n] * block.n)).reshape(-1, (block.shape or (1,))[-1])
+    block.add("mass", rows.reshape(-1))
     powers = np.exp(rows - rows.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
 
@@ -64,6 +65,7 @@ def method(merge: Any, scope: Any) -> Method:
         equation="none",
         source="a test",
         scope=scope,
+        diagnose=lambda sums, measured, params: Diagnosis(dict(sums)),
         numpy=True,
     )
 
@@ -105,14 +107,16 @@ def test_whole_rows_and_tensors_give_the_same_bytes_at_every_budget(
 ) -> None:
     # Rows of 30,011 numbers come together only after all three; the largest tensor has 350,000. 56 bytes each.
     least = 56 * (3 * 30_011 if used is BY_ROWS else 350_000)
-    blocks, contents = set(), set()
+    blocks, contents, sums = set(), set(), set()
     for i, (memory, threads) in enumerate([(least, 1), (least * 4, 2), (2**27, 1)]):
         plan = planned(monkeypatch, tmp_path, used, memory=memory, threads=threads)
         assert plan.buffer_bytes <= memory
         blocks.add(plan.block_of(next(task for task in plan.tasks if task.target.name == "narrow")))
-        merge(plan, tmp_path / f"out{i}", sync=False)
+        report = merge(plan, tmp_path / f"out{i}", sync=False)
         contents.add((tmp_path / f"out{i}/model.safetensors").read_bytes())
+        sums.add(report.diagnostics.get("mass"))
     assert len(contents) == 1
+    assert len(sums) == 1
     assert len(blocks) > 1 or used is BY_TENSOR
     found = read_checkpoint(tmp_path / "out0")
     for name, want in expected(used, pair).items():

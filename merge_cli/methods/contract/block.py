@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from merge_cli.kernels import Array, Key, backend_of, chunk_sums, keep_mask, make_key
+from merge_cli.kernels import GRAIN, Array, Key, backend_of, chunk_sums, keep_mask, make_key
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,7 @@ class Block:
         emitted: What :meth:`emit` was given.
         shape: The shape of the whole tensor. In ROW scope a block holds whole rows of ``shape[-1]`` elements, in TENSOR
             scope all of it.
+        grain: Elements that sums take as one: the block starts at a multiple of it, wherever the tensor is cut.
     """
 
     inputs: Mapping[Input, Array]
@@ -80,6 +81,7 @@ class Block:
     sums: dict[str, array[float]] = field(default_factory=dict)
     emitted: dict[str, Array] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
+    grain: int = GRAIN
 
     @property
     def models(self) -> Array:
@@ -160,7 +162,7 @@ class Block:
 
     def add(self, what: str, values: Array) -> None:
         """Add values of shape ``(numel,)`` to a sum over the whole model, for the method's diagnosis."""
-        self.sums.setdefault(what, array("d")).extend(chunk_sums(values[None])[0].tolist())
+        self.sums.setdefault(what, array("d")).extend(chunk_sums(values[None], self.grain)[0].tolist())
 
     def emit(self, what: str, values: Array) -> None:
         """Give a second result of shape ``(numel,)``; it is written where the plan has an output for it."""

@@ -86,7 +86,7 @@ def measure_l1(density_of: Any) -> Measure:
         magnitudes = empty(block.deltas, 2 * block.n, block.numel)
         magnitudes[: block.n] = abs(block.deltas)
         magnitudes[block.n :] = abs(drop_at_random(block, density_of(params, block.n)))
-        return chunk_sums(magnitudes)
+        return chunk_sums(magnitudes, block.grain)
 
     def value(totals: Totals, params: Any, norms: list[float]) -> list[tuple[float, float]]:
         return list(zip(norms[: totals.n], norms[totals.n :], strict=True))
