@@ -11,7 +11,7 @@ from merge_cli.checkpoint.dtypes import DType
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where a tensor lies: ``numel`` elements of ``dtype`` in C order, ``offset`` bytes into ``file``."""
+    """Place of a tensor: ``numel`` elements of ``dtype`` in C order, ``offset`` bytes into ``file``."""
 
     name: str
     dtype: DType
