@@ -201,7 +201,7 @@ def group(**settings: Any) -> dict[str, Any]:
         pytest.param({"param_groups": [{"params": [0, 0]}], "state": {}}, "twice", id="twice"),
         pytest.param({"param_groups": [{"params": [1]}], "state": {0: {}}}, "that no group has: 0", id="stranger"),
         pytest.param(group(param_names=["a", "b"]), "param_names", id="param_names"),
-        pytest.param({"param_groups": [{"params": [0]}], "state": {0: {"exp_avg_sq": 5}}}, "no tensor", id="number"),
+        pytest.param({"param_groups": [{"params": [0]}], "state": {0: {"exp_avg_sq": 5}}}, "not a tensor", id="number"),
     ],
 )
 def test_a_state_of_wrong_types_is_refused_with_what_is_wrong(bert: Path, tmp_path: Path, state: Any, why: str) -> None:
