@@ -121,7 +121,7 @@ def test_a_chat_is_cut_at_its_end(template: str) -> None:
     [
         ("a b", "without a chat"),
         ([], "without a chat"),
-        ([{"role": "user", "content": None}], "no text"),
+        ([{"role": "user", "content": None}], "not text"),
         ([{"content": "a"}], "of nobody"),
         (["a"], "a turn that is none"),
         (CHAT[:2], "without a turn of the assistant"),
