@@ -73,7 +73,7 @@ def _kernels() -> str:
     """Say whether the compiled kernels are in use, and if not, why and what that costs."""
     from merge_cli.kernels.compiled import MISSING
 
-    return f"{MISSING}: the output is the same, and merging takes about twice as long" if MISSING else "in use"
+    return f"{MISSING}: the output is the same, and merging takes two to three times as long" if MISSING else "in use"
 
 
 def _gpu() -> str | None:
