@@ -13,6 +13,9 @@ import torch
 import yaml
 
 from merge_cli import RecipeError
+from merge_cli.cli.example_recipe import example_parameters
+from merge_cli.methods import find_method, method_names
+from merge_cli.methods.contract import Input
 from merge_cli.optional import LazyModule, import_optional, is_installed, missing_library
 from merge_cli.plan import build_plan
 from merge_cli.recipe import load_recipe
@@ -41,15 +44,7 @@ def command(folder: Path, *arguments: str, missing: tuple[str, ...] = ("torch",)
     return python(folder, COMMAND.format(arguments=arguments), missing=missing)
 
 
-METHODS: dict[str, dict[str, Any]] = {
-    "linear": {},
-    "task_arithmetic": {"lambda": 0.7},
-    "slerp": {"t": 0.3},
-    "ties": {"density": 0.4},
-    "dare_linear": {"density": 0.5},
-    "dare_ties": {"density": 0.5},
-    "passthrough": {"scale": 0.9},
-}
+METHODS = [name for name in method_names() if find_method(name).numpy]
 
 
 @pytest.fixture
@@ -63,13 +58,13 @@ def models(tmp_path: Path) -> Path:
 
 
 def write_recipe(folder: Path, method: str, **more: Any) -> None:
-    names = ["one"] if method in ("slerp", "passthrough") else ["one", "two"]
-    recipe: dict[str, Any] = {"merge_method": method, "parameters": METHODS.get(method, {}), "models": names, **more}
-    recipe["models"] = [{"model": name} for name in names]
-    if method not in ("slerp", "passthrough"):
-        for model, weight in zip(recipe["models"], (0.5, 0.3), strict=True):
-            model["parameters"] = {"weight": weight}
-    if method not in ("linear", "passthrough"):
+    found, (each, shared) = find_method(method), example_parameters(method)
+    given = [{"model": name, "parameters": {**each}} for name in ("one", "two")[: found.models[1]]]
+    if "weight" in each:
+        for model, weight in zip(given, (0.5, 0.3), strict=True):
+            model["parameters"]["weight"] = weight
+    recipe: dict[str, Any] = {"merge_method": method, "parameters": shared, "models": given, **more}
+    if Input.BASE in found.needs(found.params.model_construct(), frozenset()):
         recipe["base_model"] = "base"
     (folder / "recipe.yml").write_text(yaml.safe_dump(recipe))
 
@@ -113,7 +108,6 @@ def test_what_needs_torch_says_how_to_install_it(models: Path, arguments: list[s
         write_checkpoint(models / f"{name}-fisher", tensors)
     write_recipe(models, "fisher")
     recipe = yaml.safe_load((models / "recipe.yml").read_text())
-    del recipe["base_model"]
     for model in recipe["models"]:
         model["fisher"] = f"{model['model']}-fisher"
     (models / "recipe.yml").write_text(yaml.safe_dump(recipe))

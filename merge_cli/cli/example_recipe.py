@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from merge_cli.methods import find_method
-from merge_cli.methods.contract import Input, field_examples, is_per_model
+from merge_cli.methods.contract import Input, field_examples, is_per_model, must_be_given
 
 
 def example_recipe(name: str) -> str:
@@ -16,11 +16,7 @@ def example_recipe(name: str) -> str:
     Of each model it also gives what the method has an example of.
     """
     method = find_method(name)
-    per_model: dict[str, Any] = {}
-    shared: dict[str, Any] = {}
-    for key, field in method.params.model_fields.items():
-        if field.is_required() and (examples := field_examples(field)):
-            (per_model if is_per_model(field) else shared)[field.alias or key] = examples[0]
+    per_model, shared = example_parameters(name)
     available = frozenset({Input.BASE_FISHER, Input.BASE_CURVATURE})
     needs = method.needs(method.params.model_construct(), available)
     count = min(2, method.models[1] or 2)
@@ -41,3 +37,16 @@ def example_recipe(name: str) -> str:
     if shared:
         recipe["parameters"] = shared
     return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def example_parameters(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return examples of a method's parameters: of those with one value per model, and of others that must be given."""
+    per_model: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
+    for key, field in find_method(name).params.model_fields.items():
+        if examples := field_examples(field):
+            if is_per_model(field):
+                per_model[field.alias or key] = examples[0]
+            elif must_be_given(field):
+                shared[field.alias or key] = examples[0]
+    return per_model, shared

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from merge_cli.checkpoint import Reader, locate, open_checkpoint
+from merge_cli.cli.example_recipe import example_parameters
 from merge_cli.errors import CheckpointError, MergeError, RecipeError
+from merge_cli.methods import find_method
+from merge_cli.methods.contract import is_per_model, must_be_given
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.recipe import parse_recipe
 from merge_cli.stream.sample import take_sample
@@ -58,8 +61,8 @@ def suggest_recipe(given: Sequence[str], base: str | None, method: str | None, s
         head.append(f"base_fisher: {_scalar(fishers[found.name])}")
     head.append("models:")
     head += _entries(name, models, fishers)
-    if name == "slerp":
-        head.append("parameters: {t: 0.5}")
+    if shared := example_parameters(name)[1]:
+        head.append(f"parameters: {{{', '.join(f'{key}: {json.dumps(value)}' for key, value in shared.items())}}}")
     first = open_checkpoint(locate(found.name or models[0], (start,)))
     sizes: Counter[str] = Counter()
     for tensor in first.tensors.values():
@@ -82,14 +85,7 @@ def _choose(base: _Base, models: Sequence[str], fishers: Mapping[str, str]) -> t
 
 
 def _entries(method: str, models: Sequence[str], fishers: Mapping[str, str]) -> list[str]:
-    weight = round(1 / len(models), 2)
-    parameters = {
-        "linear": "{weight: 1}",
-        "ties": "{weight: 1, density: 0.2}",
-        "task_arithmetic": f"{{weight: {weight}}}",
-        "dare_linear": f"{{weight: {weight}, density: 0.5}}",
-        "dare_ties": f"{{weight: {weight}, density: 0.5}}",
-    }.get(method)
+    parameters = _parameters(method, len(models))
     lines = []
     for model in models:
         lines.append(f"  - model: {_scalar(model)}")
@@ -98,6 +94,18 @@ def _entries(method: str, models: Sequence[str], fishers: Mapping[str, str]) -> 
         if parameters is not None:
             lines.append(f"    parameters: {parameters}")
     return lines
+
+
+def _parameters(method: str, count: int) -> str | None:
+    """Return what to give each model, in the flow style of YAML; None where a method needs nothing of it."""
+    usual = {"linear": "{weight: 1}", "ties": "{weight: 1, density: 0.2}"}.get(method)
+    fields = find_method(method).params.model_fields.values()
+    if usual or not any(is_per_model(field) and must_be_given(field) for field in fields):
+        return usual
+    examples, _ = example_parameters(method)
+    if "weight" in examples:
+        examples["weight"] = round(1 / count, 2)
+    return f"{{{', '.join(f'{key}: {json.dumps(value)}' for key, value in examples.items())}}}"
 
 
 def _fishers(given: Sequence[str], start: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from merge_cli.errors import RecipeError
-from merge_cli.methods.contract import Measure, Method, Params, field_default, is_constant, is_per_model
+from merge_cli.methods.contract import Measure, Method, Params, field_default, is_constant, is_per_model, must_be_given
 from merge_cli.recipe import Choice, ModelEntry, Recipe, resolve, said_of
 
 _Key = tuple[Any, ...]
@@ -95,8 +95,7 @@ class ParameterLookup:
         found = own if own is not None else self._shared(key, name, t)
         if found is not None:
             return found
-        extra = field.json_schema_extra
-        if field_default(field) is None and isinstance(extra, dict) and extra.get("required"):
+        if must_be_given(field):
             place = self._recipe.origin.at("models", self._recipe.models.index(entry))
             given = key in entry.parameters or key in self._recipe.parameters
             for_tensor = f" for {name}, which no filter matches" if given else ""

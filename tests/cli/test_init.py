@@ -6,7 +6,8 @@ import pytest
 import torch
 import yaml
 
-from merge_cli.methods import method_names
+from merge_cli.methods import find_method, method_names
+from merge_cli.methods.contract import Input
 from merge_cli.recipe import parse_recipe
 from tests.checkpoints import write_checkpoint
 from tests.cli.conftest import Run
@@ -76,6 +77,19 @@ def test_a_recipe_that_exists_is_not_replaced_without_force(run: Run, family: Pa
 def test_without_checkpoints_it_prints_an_example_for_a_method(run: Run, method: str) -> None:
     done = run("init", "--method", method, "-o", "-")
     assert parse_recipe(done.out).merge_method == method
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_without_files_of_its_own_gets_the_parameters_that_it_needs(
+    run: Run, family: Path, method: str
+) -> None:
+    found = find_method(method)
+    if found.needs(found.params.model_construct(), frozenset()) & {Input.FISHER, Input.CURVATURE}:
+        pytest.skip("it needs Fishers")
+    models = ["one", "two"][: found.models[1]]
+    assert run("init", "middle", *models, "--base", "middle", "--method", method, "-o", "r.yml").code == 0
+    planned = run("plan", "r.yml")
+    assert planned.code == 0, planned.err
 
 
 def test_one_checkpoint_is_no_merge(run: Run, family: Path) -> None:

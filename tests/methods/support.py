@@ -9,12 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merge_cli.methods import find_method, find_step
+from merge_cli.methods import find_method, find_step, method_names
 from merge_cli.methods.contract import Input
 from merge_cli.testing import Setup, params_for, run, tensors
 
 Inputs = Mapping[Input, Tensor]
 Numbers = Sequence[float]
+
+
+def methods_with(parameter: str) -> list[str]:
+    """Return the names of the methods that have a parameter, by its name in recipes."""
+    found = {name: find_method(name).params.model_fields for name in method_names()}
+    return [name for name in found if parameter in {each.alias or key for key, each in found[name].items()}]
 
 
 def family(

@@ -6,6 +6,7 @@ import pytest
 
 from merge_cli.methods import find_method, method_names
 from merge_cli.testing import params_for, typical_params
+from tests.methods.support import methods_with
 
 
 def caution(name: str, *weight: float, **values: Any) -> str:
@@ -14,7 +15,10 @@ def caution(name: str, *weight: float, **values: Any) -> str:
     return method.caution(params_for(method.params, len(weight) or 1, **given))
 
 
-TASK_VECTORS = ["task_arithmetic", "dare_linear"]
+# Methods of task vectors that add them unless they are told to normalize.
+TASK_VECTORS = [
+    name for name in methods_with("lambda") if find_method(name).params.model_fields["normalize"].default is False
+]
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -26,7 +30,7 @@ def test_equal_shares_are_usual_in_every_method(name: str) -> None:
     assert method.caution(params.model_copy(update=share | scale)) == ""
 
 
-@pytest.mark.parametrize("name", ["ties", "dare_linear", "dare_ties"])
+@pytest.mark.parametrize("name", methods_with("density"))
 def test_a_density_of_zero_is_told_of_as_nothing_is_kept(name: str) -> None:
     assert "keeps nothing of the task vector of model 2 of 2" in caution(name, 0.5, 0.5, density=(0.5, 0))
     assert "keeps nothing of the task vector of any model" in caution(name, 0.5, 0.5, density=(0, 0))

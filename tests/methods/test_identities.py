@@ -17,9 +17,9 @@ from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Input
 from merge_cli.testing import Setup, params_for, run
 from tests import oracle
-from tests.methods.support import Inputs, assert_close, bits, family, merged, merged_model, stepped
+from tests.methods.support import Inputs, assert_close, bits, family, merged, merged_model, methods_with, stepped
 
-TASK_VECTOR_METHODS = ["task_arithmetic", "ties", "dare_linear", "dare_ties"]
+TASK_VECTOR_METHODS = methods_with("lambda")
 SEEDS = [0, 1, 2]
 
 

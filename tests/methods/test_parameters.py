@@ -10,8 +10,7 @@ from pydantic import ValidationError
 from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Params, field_default, is_constant, is_per_model, per_model, setting
 from merge_cli.testing import params_for
-
-DENSITY_METHODS = ["ties", "dare_linear", "dare_ties"]
+from tests.methods.support import methods_with
 
 
 def params(method: str, n: int, **values: Any) -> Params:
@@ -42,7 +41,7 @@ def test_fisher_averaging_can_favour_only_a_model_that_there_is(favour: int | st
     params("fisher", 2, favour=1)
 
 
-@pytest.mark.parametrize("method", DENSITY_METHODS)
+@pytest.mark.parametrize("method", methods_with("density"))
 @pytest.mark.parametrize("density", [-0.1, 1.1])
 def test_a_density_is_a_fraction(method: str, density: float) -> None:
     with pytest.raises(ValidationError, match="density"):
@@ -55,7 +54,7 @@ def test_a_drop_rate_is_a_fraction(drop_rate: float) -> None:
         find_step("dare").params(drop_rate=drop_rate)
 
 
-@pytest.mark.parametrize("name", ["task_arithmetic", *DENSITY_METHODS])
+@pytest.mark.parametrize("name", methods_with("lambda"))
 def test_the_scale_is_called_lambda_in_recipes(name: str) -> None:
     kind = find_method(name).params
     assert kind.model_fields["scale"].alias == "lambda"
@@ -87,7 +86,7 @@ def test_what_a_published_recipe_leaves_out_is_what_mergekit_would_take() -> Non
         assert (dare.density, dare.normalize, dare.rescale, dare.scale) == ((1.0,), False, True, 1.0)
 
 
-@pytest.mark.parametrize("name", ["linear", "task_arithmetic", *DENSITY_METHODS])
+@pytest.mark.parametrize("name", ["linear", *methods_with("lambda")])
 def test_weights_must_be_given(name: str) -> None:
     with pytest.raises(ValidationError, match="weight"):
         params(name, 2)

@@ -8,12 +8,18 @@ import torch
 
 from merge_cli.checkpoint import open_checkpoint
 from merge_cli.errors import CheckpointError, RecipeError
+from merge_cli.methods import find_method, method_names
+from merge_cli.methods.contract import Input
 from merge_cli.plan import MergePlan, build_plan
 from merge_cli.plan.companions import posterior_prior
 from tests.checkpoints import recipe_over, write_checkpoint
 
 N = {"train_examples": "1000"}
-TASK_VECTOR_METHODS = ["ties", "task_arithmetic", "dare_linear", "dare_ties", "slerp", "gradient_matching"]
+NEED_A_BASE = [
+    name
+    for name in method_names()
+    if Input.BASE in find_method(name).needs(find_method(name).params.model_construct(), frozenset())
+]
 
 
 @pytest.fixture
@@ -96,7 +102,7 @@ def test_passthrough_takes_one_model(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("method", TASK_VECTOR_METHODS)
+@pytest.mark.parametrize("method", NEED_A_BASE)
 def test_methods_of_task_vectors_need_a_base(folder: Path, method: str) -> None:
     said = refused(folder, method, [model("one")], parameters={"t": 0.5, "prior_precision": 1})
     assert f"{method} needs base_model" in said

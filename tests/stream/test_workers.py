@@ -14,11 +14,12 @@ import pytest
 import torch
 import yaml
 
+from merge_cli.cli.example_recipe import example_parameters
 from merge_cli.errors import CheckpointError, VerificationError
 from merge_cli.kernels import backend
 from merge_cli.kernels.compiled import LIBRARY
 from merge_cli.kernels.numpy_backend import NumpyBackend
-from merge_cli.methods import find_method
+from merge_cli.methods import find_method, method_names
 from merge_cli.methods.contract import Block, Params
 from merge_cli.plan import MergePlan
 from merge_cli.run import merge
@@ -191,15 +192,13 @@ print("torch" in sys.modules)
 
 
 @pytest.mark.parametrize("compiled", ["1", "0"])
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp"])
+@pytest.mark.parametrize("method", [name for name in method_names() if find_method(name).numpy])
 def test_neither_planning_nor_merging_imports_torch(tmp_path: Path, method: str, compiled: str) -> None:
     write_pair(tmp_path, **{f"w{number}": dtype for number, dtype in enumerate(FLOATS)})
-    recipe: dict[str, Any] = {"merge_method": method, "models": [{"model": str(tmp_path / "one")}]}
+    each, shared = example_parameters(method)
+    models = [{"model": str(tmp_path / "one"), "parameters": each}]
+    recipe: dict[str, Any] = {"merge_method": method, "models": models, "parameters": shared}
     recipe["base_model"] = str(tmp_path / "base")
-    if method != "slerp":
-        recipe["models"][0]["parameters"] = {"weight": 1.0}
-    recipe["parameters"] = {"density": 0.5} if method.startswith(("ties", "dare")) else {}
-    recipe["parameters"] |= {"t": 0.5} if method == "slerp" else {}
     if method == "dare_linear":
         recipe["prepare"] = {"keep_largest": {"density": 0.9}}
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))

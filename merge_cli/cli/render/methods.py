@@ -9,7 +9,7 @@ from merge_cli.cli.example_recipe import example_recipe
 from merge_cli.cli.render.console import new_console, new_table
 from merge_cli.cli.results import print_json
 from merge_cli.methods import find_method, method_names
-from merge_cli.methods.contract import field_default, is_constant, is_per_model
+from merge_cli.methods.contract import field_default, is_constant, is_per_model, must_be_given
 
 
 def methods(*, as_json: bool) -> None:
@@ -41,10 +41,9 @@ def method(name: str, *, as_json: bool) -> None:
     for field_name, field in found.params.model_fields.items():
         key = field.alias or field_name
         default = field_default(field)
-        needed = default is None and (field.is_required() and not _optional(properties[key]))
         kind = "per model" if is_per_model(field) else "one value" if is_constant(field) else ""
         takes = ", ".join(filter(None, [_takes(properties[key]), kind]))
-        table.add_row(key, "required" if needed else _plain(default), takes, field.description or "")
+        table.add_row(key, "required" if must_be_given(field) else _plain(default), takes, field.description or "")
     console.print(table)
     console.print(f"\nsource: {found.source}")
     if found.differs:
@@ -54,11 +53,6 @@ def method(name: str, *, as_json: bool) -> None:
 
 def _plain(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool) else "from the file" if value is None else str(value)
-
-
-def _optional(schema: dict[str, Any]) -> bool:
-    items = schema.get("items", {})
-    return any(choice.get("type") == "null" for choice in items.get("anyOf", []))
 
 
 def _takes(schema: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from merge_cli.methods.contract.params import (
     field_examples,
     is_constant,
     is_per_model,
+    must_be_given,
     per_model,
     setting,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "is_constant",
     "is_per_model",
     "measure_sums",
+    "must_be_given",
     "per_model",
     "scaled_weights",
     "setting",

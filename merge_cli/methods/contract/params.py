@@ -67,8 +67,12 @@ def field_default(field: FieldInfo) -> Any:
 def field_examples(field: FieldInfo) -> list[Any]:
     """Return values to show and to test with: those the field names; one half where a number must be given."""
     given = [_extra(field)["example"]] if "example" in _extra(field) else list(field.examples or ())
-    required = bool(_extra(field)["required"]) if is_per_model(field) else field.is_required()
-    return given or ([0.5] if required else [])
+    return given or ([0.5] if must_be_given(field) else [])
+
+
+def must_be_given(field: FieldInfo) -> bool:
+    """Whether a recipe must give the parameter a value, for each model where it has one per model."""
+    return bool(_extra(field)["required"]) if is_per_model(field) else field.is_required()
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:
