@@ -53,6 +53,9 @@ A check raises :class:`RuleBroken`, which says what was broken, with which param
 method alone it says itself: values of its parameters to test with (``examples``), ``fixed_point``, ``scope``,
 ``rounds_before_deciding``. Methods that declare ``numpy=True`` are tested without torch, and with it where it is
 installed; others with torch, on a GPU too where there is one.
+
+:func:`check_source` is the battery for what a tensor is made of: a kind of source that ``merge_cli.stream.decode``
+knows.
 '''
 
 from importlib.util import find_spec
@@ -73,6 +76,7 @@ from merge_cli.testing.purity_rules import (
 )
 from merge_cli.testing.result_rules import check_copies, check_fixed_point, check_kinds_of_arrays, check_oracle
 from merge_cli.testing.rules import RuleBroken
+from merge_cli.testing.source_rules import check_any_cut, check_bytes_behind, check_source, check_source_is_data
 from merge_cli.testing.tensors import Oracle, PlainTensor, per_tensor
 
 __all__ = [
@@ -84,6 +88,8 @@ __all__ = [
     "Setup",
     "any_params",
     "check_any_block_size",
+    "check_any_cut",
+    "check_bytes_behind",
     "check_copies",
     "check_description",
     "check_fixed_point",
@@ -98,6 +104,8 @@ __all__ = [
     "check_parameters",
     "check_scope",
     "check_second_results",
+    "check_source",
+    "check_source_is_data",
     "check_step",
     "measure",
     "method_checks",
