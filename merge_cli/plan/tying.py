@@ -23,7 +23,7 @@ _EMBEDDINGS = (
 # Classes that have a head: a checkpoint of one without a tensor for it ties it.
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
 _KEY = "tie_word_embeddings"
-_PIECE = 2**22
+_BLOCK = 2**22
 
 
 def with_ties(inputs: Inputs, exclude: Sequence[Exclusion], files: Files) -> Inputs:
@@ -120,5 +120,5 @@ def _equal(checkpoint: Checkpoint, head: str, embedding: str | None, files: File
     if (type(one), one.dtype, one.shape, one.constants) != (type(other), other.dtype, other.shape, other.constants):
         return False
     with Reader(checkpoint.files, files) as reader:
-        runs = [(at, min(_PIECE, one.numel - at)) for at in range(0, one.numel, _PIECE)]
+        runs = [(at, min(_BLOCK, one.numel - at)) for at in range(0, one.numel, _BLOCK)]
         return all(reader.read_bytes(one, *run) == reader.read_bytes(other, *run) for run in runs)

@@ -10,7 +10,7 @@ import numpy as np
 from merge_cli.checkpoint import Checkpoint, Reader
 from merge_cli.checkpoint.layers import layer_of
 from merge_cli.report.inspection import natural_key
-from merge_cli.stream.decode import pieces
+from merge_cli.stream.decode import in_blocks
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def summarize_fisher(checkpoint: Checkpoint) -> dict[str, LayerSummary]:
     found: dict[str, list[tuple[int, float, int, float]]] = {}
     with Reader(checkpoint.files) as reader:
         for name in sorted(checkpoint.tensors, key=natural_key):
-            for values in pieces(checkpoint.tensors[name], reader, np.float64):
+            for values in in_blocks(checkpoint.tensors[name], reader, np.float64):
                 part = (len(values), float(values.sum()), int((values == 0).sum()), float(values.max()))
                 found.setdefault(layer_of(name), []).append(part)
     return {layer: _summary(parts) for layer, parts in found.items()}

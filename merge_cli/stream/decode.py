@@ -129,10 +129,10 @@ def is_finite(source: Source, reader: Reader) -> bool:
     Raises:
         CheckpointError: If a file cannot be read.
     """
-    return not source.dtype.is_float or all(np.isfinite(numbers).all() for numbers in pieces(source, reader))
+    return not source.dtype.is_float or all(np.isfinite(numbers).all() for numbers in in_blocks(source, reader))
 
 
-def pieces(source: Source, reader: Reader, dtype: type[np.floating[Any]] = np.float32) -> Iterator[NDArray[Any]]:
+def in_blocks(source: Source, reader: Reader, dtype: type[np.floating[Any]] = np.float32) -> Iterator[NDArray[Any]]:
     """Yield all of a tensor as numbers, a piece at a time; see :func:`read_numbers`."""
     for start in range(0, source.numel, _AT_A_TIME):
         yield read_numbers(source, start, min(_AT_A_TIME, source.numel - start), reader, dtype)

@@ -14,7 +14,7 @@ from merge_cli.kernels import Array, higher
 from merge_cli.methods.contract import Input, Params
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
-from merge_cli.stream.measures import Share, fold, measure_alone
+from merge_cli.stream.measures import TaskBlocks, fold, measure_alone
 from merge_cli.stream.pipeline import Measurements, Pipeline, blocks
 from merge_cli.stream.records import Record, Span
 from merge_cli.stream.worker import Worker
@@ -67,7 +67,7 @@ class Fold:
 
     Attributes:
         number: Which part of the round it is.
-        shares: What is seen.
+        seen: What is seen.
         stage: The stage that measures.
         output: The merged model.
         state: The state of the measure.
@@ -76,7 +76,7 @@ class Fold:
     """
 
     number: int
-    shares: tuple[Share, ...]
+    seen: tuple[TaskBlocks, ...]
     stage: int
     output: str
     state: Any
@@ -147,9 +147,9 @@ def _merged_model(plan: MergePlan, name: str) -> Output:
 def _fold(job: Fold, worker: Worker) -> Part:
     pipeline, output = Pipeline(worker.plan, job.known), _merged_model(worker.plan, job.output)
     part: Any = None
-    for share in job.shares:
-        part = fold(pipeline, worker, job.stage, output, job.state, share, part)
-        number, spans = share
+    for each in job.seen:
+        part = fold(pipeline, worker, job.stage, output, job.state, each, part)
+        number, spans = each
         for span in spans if job.drop_cache else ():
             worker.drop_cache(worker.plan.tasks[number], span)
     return Part(job.number, part)

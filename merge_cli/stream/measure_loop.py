@@ -12,7 +12,7 @@ from merge_cli.plan import TensorTask
 from merge_cli.plan.outputs import Output
 from merge_cli.stream.executors import Executor
 from merge_cli.stream.jobs import Fold, Job, Measurement, MeasureTensor, Part, Result, sent_together
-from merge_cli.stream.measures import Share, first_state, numel_of, shared_out, shares
+from merge_cli.stream.measures import TaskBlocks, blocks_seen, first_state, in_groups, numel_of
 from merge_cli.stream.pipeline import Pipeline
 from merge_cli.stream.progress import Listener
 
@@ -91,7 +91,7 @@ class MeasureLoop:
         assert measure is not None
         state = first_state(self.pipeline, tasks, stage, output, measure)
         while not isinstance(state, Measured):
-            seen = shares(self.pipeline.plan, numbers, measure, state)
+            seen = blocks_seen(self.pipeline.plan, numbers, measure, state)
             self.listener.phase("measuring", sum(map(numel_of, seen)))
             # One tensor is read again at once; what comes back only after all others is in their way.
             jobs = list(self._folds(seen, stage, output, state, drop_cache=len(numbers) > 1))
@@ -99,10 +99,10 @@ class MeasureLoop:
         return state.value
 
     def _folds(
-        self, seen: Sequence[Share], stage: int, output: Output, state: Any, *, drop_cache: bool
+        self, seen: Sequence[TaskBlocks], stage: int, output: Output, state: Any, *, drop_cache: bool
     ) -> Iterator[Fold]:
         """Yield the jobs of a round."""
-        for i, group in enumerate(shared_out(seen, self.workers)):
+        for i, group in enumerate(in_groups(seen, self.workers)):
             names = (self.pipeline.plan.tasks[number].target.name for number, _ in group)
             yield Fold(i, tuple(group), stage, output.name, state, self.pipeline.known.of(*names), drop_cache)
 
@@ -120,8 +120,8 @@ class MeasureLoop:
                     value = waiting.pop(combined)
                     whole = measure.combine(whole, value) if combined else value
                     combined += 1
-                for share in jobs[part.number].shares:
-                    self.listener.advance(self.pipeline.plan.tasks[share[0]].target.name, numel_of(share))
+                for each in jobs[part.number].seen:
+                    self.listener.advance(self.pipeline.plan.tasks[each[0]].target.name, numel_of(each))
         return whole
 
 

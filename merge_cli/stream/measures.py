@@ -8,12 +8,12 @@ from typing import Any
 from merge_cli.methods.contract import Measure, Measured, Totals
 from merge_cli.plan import MergePlan, TensorTask
 from merge_cli.plan.outputs import Output
-from merge_cli.stream.pipeline import Pipeline, blocks, pieces, ranges
+from merge_cli.stream.pipeline import Pipeline, blocks, ranges, sample_blocks
 from merge_cli.stream.records import Span
 from merge_cli.stream.worker import Worker
 
 # The number of a task, and the blocks that are seen of its tensor.
-Share = tuple[int, Sequence[Span]]
+TaskBlocks = tuple[int, Sequence[Span]]
 
 # Jobs of a round are at most, and for each worker about, so small a part of it. Few, because what each finds may be
 # large and must be combined; smaller ones last, so that workers end together.
@@ -26,24 +26,26 @@ def first_state(pipeline: Pipeline, tasks: Sequence[TensorTask], stage: int, out
     return measure.start(totals, pipeline.params(stage, tasks[0], output))
 
 
-def shares(plan: MergePlan, numbers: Sequence[int], measure: Measure, state: Any) -> list[Share]:
-    """Return what a round sees of the tensors of some tasks: all, in ranges, or of each the pieces of a sample."""
+def blocks_seen(plan: MergePlan, numbers: Sequence[int], measure: Measure, state: Any) -> list[TaskBlocks]:
+    """Return what a round sees of the tensors of some tasks: all of them, or a sample."""
     tasks = [(number, plan.tasks[number]) for number in numbers]
     wanted, total = measure.sample(state), sum(task.target.numel for _, task in tasks)
     if wanted:
-        return [(number, pieces(task.target.numel, wanted * task.target.numel // total)) for number, task in tasks]
+        return [
+            (number, sample_blocks(task.target.numel, wanted * task.target.numel // total)) for number, task in tasks
+        ]
     whole = [(number, span) for number, task in tasks for span in ranges((0, task.target.numel), plan.block_of(task))]
     return [(number, blocks(span, plan.block_of(plan.tasks[number]))) for number, span in whole]
 
 
-def shared_out(shares: Sequence[Share], workers: int) -> Iterator[list[Share]]:
-    """Yield the shares of a round in groups, one for each job."""
-    total = left = sum(map(numel_of, shares))
-    group: list[Share] = []
+def in_groups(seen: Sequence[TaskBlocks], workers: int) -> Iterator[list[TaskBlocks]]:
+    """Yield what a round sees in groups, one for each job."""
+    total = left = sum(map(numel_of, seen))
+    group: list[TaskBlocks] = []
     size = 0
-    for share in shares:
-        group.append(share)
-        size += numel_of(share)
+    for each in seen:
+        group.append(each)
+        size += numel_of(each)
         if size >= max(min(left / (3 * workers), total / _LARGEST), total / (_SMALLEST * workers)):
             yield group
             group, left, size = [], left - size, 0
@@ -51,18 +53,20 @@ def shared_out(shares: Sequence[Share], workers: int) -> Iterator[list[Share]]:
         yield group
 
 
-def numel_of(share: Share) -> int:
-    """Return how many elements a share has."""
-    return sum(count for _, count in share[1])
+def numel_of(blocks: TaskBlocks) -> int:
+    """Return how many elements blocks have."""
+    return sum(count for _, count in blocks[1])
 
 
-def fold(pipeline: Pipeline, worker: Worker, stage: int, output: Output, state: Any, share: Share, part: Any) -> Any:
-    """Add to a part what one share contributes to a round."""
-    task = pipeline.plan.tasks[share[0]]
+def fold(
+    pipeline: Pipeline, worker: Worker, stage: int, output: Output, state: Any, seen: TaskBlocks, part: Any
+) -> Any:
+    """Add to a part what some blocks contribute to a round."""
+    task = pipeline.plan.tasks[seen[0]]
     measure = pipeline.measure(stage, output, task)
     assert measure is not None
     needs, params = measure.needs & pipeline.plan.needs, pipeline.params(stage, task, output)
-    for start, count in share[1]:
+    for start, count in seen[1]:
         inputs = pipeline.inputs(worker, task, start, count, stage, needs)
         block = pipeline.block(inputs, task, start, stage, output, worker.tally)
         part = measure.fold(state, part, block, params)
@@ -77,7 +81,7 @@ def measure_alone(pipeline: Pipeline, worker: Worker, number: int, stage: int, o
     state = first_state(pipeline, [task], stage, output, measure)
     while not isinstance(state, Measured):
         part: Any = None
-        for share in shares(pipeline.plan, [number], measure, state):
-            part = fold(pipeline, worker, stage, output, state, share, part)
+        for each in blocks_seen(pipeline.plan, [number], measure, state):
+            part = fold(pipeline, worker, stage, output, state, each, part)
         state = measure.finish(state, part)
     return state.value

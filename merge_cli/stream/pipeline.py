@@ -31,7 +31,7 @@ def blocks(span: Span, block_numel: int) -> list[Span]:
     return _cut(span, block_numel)
 
 
-def pieces(numel: int, wanted: int) -> list[Span]:
+def sample_blocks(numel: int, wanted: int) -> list[Span]:
     """Spread about ``wanted`` elements evenly over a tensor, in a few runs."""
     run = max(_SHORTEST_RUN, wanted // _RUNS)
     runs = max(1, wanted // run)

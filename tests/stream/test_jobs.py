@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge_cli.stream.jobs import CopyRange, sent_together
-from merge_cli.stream.measures import Share, numel_of, shared_out
+from merge_cli.stream.measures import TaskBlocks, in_groups, numel_of
 
 
 def jobs(sizes: list[int]) -> list[tuple[int, CopyRange]]:
@@ -35,20 +35,20 @@ def test_however_large_the_whole_is_a_few_million_elements_are_the_most_that_go_
     assert [len(message) for message in messages] == [4, 4, 1]
 
 
-def shares(sizes: list[int]) -> list[Share]:
+def seen(sizes: list[int]) -> list[TaskBlocks]:
     return [(number, [(0, size)]) for number, size in enumerate(sizes)]
 
 
 @given(st.lists(st.integers(0, 2**26), max_size=300), st.integers(1, 64))
 def test_every_share_of_a_round_is_in_one_job_and_jobs_are_few(sizes: list[int], workers: int) -> None:
-    groups = list(shared_out(shares(sizes), workers))
-    assert [share for group in groups for share in group] == shares(sizes)
+    groups = list(in_groups(seen(sizes), workers))
+    assert [each for group in groups for each in group] == seen(sizes)
     assert all(groups)
     assert sum(sizes) == 0 or len(groups) <= 16 * workers + 1
 
 
 def test_jobs_of_a_round_grow_smaller_to_the_end_so_that_workers_end_together() -> None:
-    groups = [sum(map(numel_of, group)) for group in shared_out(shares([1] * 3200), 2)]
+    groups = [sum(map(numel_of, group)) for group in in_groups(seen([1] * 3200), 2)]
     # A sixteenth of all, while that is less than a sixth of what is left; at last a thirty-second.
     assert groups[:10] == [200] * 10
     assert groups[-3:-1] == [100, 100]
@@ -57,5 +57,5 @@ def test_jobs_of_a_round_grow_smaller_to_the_end_so_that_workers_end_together() 
 
 
 def test_the_only_worker_has_a_few_jobs_too_so_that_progress_can_be_seen() -> None:
-    groups = [sum(map(numel_of, group)) for group in shared_out(shares([1] * 1600), 1)]
+    groups = [sum(map(numel_of, group)) for group in in_groups(seen([1] * 1600), 1)]
     assert groups == [100] * 16
