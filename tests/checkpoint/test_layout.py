@@ -9,8 +9,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge_cli.checkpoint import DType, Layout, ShardWriter, open_checkpoint, plan_shards
-from merge_cli.checkpoint.open import Checkpoint
+from merge_cli.checkpoint import Checkpoint, DType, Layout, ShardWriter, open_checkpoint, plan_shards
 from tests.checkpoint.helpers import TORCH_DTYPES, assert_holds, filled, raw_bytes
 
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
