@@ -71,7 +71,7 @@ def field_examples(field: FieldInfo) -> list[Any]:
 
 
 def must_be_given(field: FieldInfo) -> bool:
-    """Whether a recipe must give the parameter a value, for each model where it has one per model."""
+    """Tell whether a recipe must give the parameter a value, for each model where it has one per model."""
     return bool(_extra(field)["required"]) if is_per_model(field) else field.is_required()
 
 
