@@ -351,7 +351,7 @@ def test_verify_finds_nan_a_missing_variant_and_a_file_that_was_added_to_one(mod
     shutil.rmtree(tmp_path / "out" / "lambda=0.3")
     problems = verify(tmp_path / "out", replay=Replay(None, folder=models)).problems
     assert "lambda=0.3/model.safetensors is missing" in problems
-    assert "lambda=0.2/adapter_config.json is none of the merge's files, and would be loaded with them" in problems
+    assert "lambda=0.2/adapter_config.json is not a file of the merge, and would be loaded with it" in problems
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

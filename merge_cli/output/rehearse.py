@@ -18,7 +18,7 @@ class Rehearsal:
     """State of the place where an output goes.
 
     Attributes:
-        resumed_bytes: Bytes of the output that a run which was stopped has written and it would go on from.
+        resumed_bytes: Bytes of the output that an interrupted run has written, from which it would resume.
         unchanged: Whether the output is there already and nothing would be done.
     """
 

@@ -176,7 +176,7 @@ class MergePlan:
 
     @cached_property
     def variants(self) -> tuple[Output, ...]:
-        """The outputs that are merged models: as a rule one."""
+        """The outputs that are merged models, usually one."""
         return tuple(output for output in self.outputs if output.is_merged)
 
     @property

@@ -1,7 +1,7 @@
 """YAML documents as plain data within bounds, with the line of every value.
 
 Aliases may make a small text denote a huge document, so what is built is bounded. Only plain values are made: a tag
-that asks for an object is an error. Numbers follow YAML 1.1 (``1e-8`` arrives as text; the reader of values mends
+that asks for an object is an error. Numbers follow YAML 1.1 (``1e-8`` arrives as text; the reader of values fixes
 that).
 """
 
@@ -23,7 +23,7 @@ _NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 _PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 _INDENTATION = "is the indentation right? The entries of a list or mapping begin in the same column"
-# Part of what PyYAML says -> what is wrong as a rule.
+# Part of what PyYAML says -> what is usually wrong.
 _HINTS = {
     "'\\t'": "indent with spaces; YAML takes no tabs",
     "mapping values are not allowed": f"{_INDENTATION}; a value that holds a colon needs quotes",

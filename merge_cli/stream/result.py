@@ -33,7 +33,7 @@ class StreamResult:
     """Events of a stream.
 
     Attributes:
-        outcomes: Merged model -> what was told of it; as a rule there is one.
+        outcomes: Merged model -> what was told of it; usually there is one.
         device: What it ran on.
         exceeds_page_cache: Whether the files would not fit into the page cache, so that what was read was dropped.
         kernels: What computed: ``compiled``, ``numpy`` where nothing was compiled, or ``torch``.

@@ -71,7 +71,7 @@ def check_names(out: Path, made: Manifest, files: Files) -> tuple[list[str], lis
     loaded = [name for name in added if _is_loaded(name)]
     others = [name for name in added if name not in loaded]
     notes = [f"not of the merge, and not read with the weights: {listed(others, most=5)}"] if others else []
-    return [f"{name} is none of the merge's files, and would be loaded with them" for name in loaded], notes
+    return [f"{name} is not a file of the merge, and would be loaded with it" for name in loaded], notes
 
 
 def _is_loaded(name: str) -> bool:

@@ -128,12 +128,12 @@ def test_an_added_file_that_would_be_loaded_is_a_problem(folder: Path, name: str
     path = folder / "out" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("{}")
-    assert verify("out").problems == (f"{name} is none of the merge's files, and would be loaded with them",)
+    assert verify("out").problems == (f"{name} is not a file of the merge, and would be loaded with it",)
 
 
 def test_a_folder_that_is_added_by_a_link_is_looked_at_as_a_file_is(folder: Path) -> None:
     (folder / "out" / "more.json").symlink_to(folder / "base", target_is_directory=True)
-    assert verify("out").problems == ("more.json is none of the merge's files, and would be loaded with them",)
+    assert verify("out").problems == ("more.json is not a file of the merge, and would be loaded with it",)
 
 
 def test_what_else_is_added_is_noted_and_the_merge_is_sound(folder: Path) -> None:

@@ -97,7 +97,7 @@ def _every_tensor(planned: MergePlan, console: Console) -> None:
 
 
 def _budget(nbytes: int) -> str:
-    """Return a budget in the unit in which it is typed as a rule."""
+    """Return a budget in the unit in which it is usually typed."""
     return f"{nbytes // 2**20} MiB" if nbytes % 2**20 == 0 else format_bytes(nbytes)
 
 

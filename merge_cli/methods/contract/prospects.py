@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-# Extrapolation from which merges as a rule are worse than the base; tests/experiments counts them.
+# Extrapolation from which merges are usually worse than the base; tests/experiments counts them.
 FAR = 1.5
 
 
