@@ -69,6 +69,12 @@ def keep_large_buffers() -> bool:
     return bool(mapped and trimmed)
 
 
+def release_freed_memory() -> None:
+    """Give the system back what was freed, which :func:`keep_large_buffers` keeps; for between two kinds of work."""
+    if keep_large_buffers():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def end_process(code: int | str | None, *, broken_pipe: int, write_error: int) -> NoReturn:
     """Flush the standard streams and end the process at once.
 

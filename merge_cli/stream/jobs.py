@@ -152,6 +152,7 @@ def _fold(job: Fold, worker: Worker) -> Part:
         number, spans = each
         for span in spans if job.drop_cache else ():
             worker.drop_cache(worker.plan.tasks[number], span)
+    worker.has_measured = True
     return Part(job.number, part)
 
 
