@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from merge_cli.checkpoint import Reader, open_checkpoint
-from merge_cli.stream.decode import is_finite, read_whole
+from merge_cli.kernels.torch_backend import TorchBackend
+from merge_cli.stream.decode import decode_rows, is_finite, read_whole
 from merge_cli.testing import check_source
 
 FP8 = torch.float8_e4m3fn
@@ -80,3 +81,30 @@ def test_a_scale_that_is_no_number_is_found(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(save(tmp_path, state))
     with Reader(checkpoint.files) as reader:
         assert not is_finite(checkpoint.tensors["a.weight"], reader)
+
+
+class Elsewhere(TorchBackend):
+    """A backend whose arrays are not in the memory of this machine, as far as anybody is told."""
+
+    def shared(self, array: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, FP8])
+def test_rows_on_a_device_hold_what_rows_in_memory_hold(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {"a.weight": numbers((4, 50), dtype), "b.weight": numbers((4, 50), dtype, 1)}
+    expected = torch.stack([tensor.float() for tensor in state.values()])
+    if dtype is FP8:
+        scales = numbers((4, 1), torch.float32, 2)
+        state |= {f"{name}_scale": scales.clone() for name in list(state)}
+        expected *= scales
+    checkpoint = open_checkpoint(save(tmp_path, state))
+    sources = [checkpoint.tensors["a.weight"], checkpoint.tensors["b.weight"]]
+    less = torch.linspace(-1, 1, 60)
+    backend = Elsewhere("cpu")
+    with Reader(checkpoint.files) as reader:
+        rows = backend.empty((2, 60))
+        raw = backend.staging(2 * 60 * 8)
+        wrong = decode_rows(sources, 70, rows, reader=reader, raw=raw, backend=backend, less=less)
+    assert wrong == [0, 0]
+    assert torch.equal(rows, expected.reshape(2, -1)[:, 70:130] - less)
