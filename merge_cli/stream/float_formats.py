@@ -1,4 +1,4 @@
-"""Small amounts of stored numbers as numpy's float32, and how coarse a dtype is."""
+"""Coarseness of a dtype: what rounding to it does to numbers, and the distance between its neighbours."""
 
 from __future__ import annotations
 
@@ -31,26 +31,11 @@ COARSENESS = {
 }
 
 
-def as_float32(raw: bytearray, dtype: DType) -> Numbers:
-    """Return numbers as they are stored as float32, what is not finite as zero."""
-    return finite(widened(raw, dtype))
-
-
-def widened(raw: bytearray, dtype: DType) -> Numbers:
-    """Return numbers as they are stored as float32."""
-    return _from_patterns(np.frombuffer(raw, PATTERNS[dtype.torch_name]), dtype)
-
-
 def rounded(numbers: Numbers, dtype: DType) -> Numbers:
     """Return numbers as a dtype would hold them."""
-    held = np.empty(len(numbers), PATTERNS[dtype.torch_name])
+    held, out = np.empty(len(numbers), PATTERNS[dtype.torch_name]), np.empty((1, len(numbers)), np.float32)
     from_float32(np.ascontiguousarray(numbers), dtype.torch_name, held)  # type: ignore[arg-type]
-    return _from_patterns(held, dtype)
-
-
-def _from_patterns(stored: NDArray[np.generic], dtype: DType) -> Numbers:
-    out = np.empty((1, len(stored)), np.float32)
-    to_float32(stored[None], dtype.torch_name, out)  # type: ignore[arg-type]
+    to_float32(held[None], dtype.torch_name, out)  # type: ignore[arg-type]
     row: Numbers = out[0]
     return row
 
