@@ -126,7 +126,7 @@ def _check(plan: MergePlan, data: Sequence[str]) -> None:
             f"--data is given {len(data)} times, the recipe has {plan.n} models",
             hint="give the data of each model, in the order of the recipe",
         )
-    merged = [label for label, prior in zip(plan.labels(), plan.posteriors, strict=False) if prior is not None]
+    merged = [label for label, prior in zip(plan.labels, plan.posteriors, strict=False) if prior is not None]
     if merged:
         raise RecipeError(
             f"{merged[0]} is itself a merge, so it has no data set of its own to measure on",

@@ -13,7 +13,7 @@ from merge_cli.methods import find_method, find_step
 from merge_cli.methods.contract import Input, Method, Params, Scope, Step
 from merge_cli.plan.blocks import block_numel, unit_of
 from merge_cli.plan.outputs import Output, output_decisions, sha256_of
-from merge_cli.plan.roles import MODEL, Role
+from merge_cli.plan.roles import BASE, Role
 from merge_cli.plan.sharing import MeasureSharing
 from merge_cli.recipe import Recipe
 
@@ -136,9 +136,10 @@ class MergePlan:
         """Return what is sent to another process: what was decided, not what has been derived from it."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
-    def labels(self, kind: str = MODEL) -> tuple[str, ...]:
-        """Return what the recipe calls its models, in order, or the models' companions of a kind."""
-        return tuple(each.label for each in self.inputs if each.role.kind == kind and each.role.index is not None)
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names by which the recipe calls its models, in order."""
+        return tuple(each.label for each in self.inputs if each.role.is_model and each.role != BASE)
 
     @cached_property
     def by_role(self) -> Mapping[Role, Checkpoint]:

@@ -48,7 +48,7 @@ def _findings(plan: MergePlan, diagnosis: Diagnosis, counted: Mapping[str, int])
 
 
 def _of_models(plan: MergePlan, diagnosis: Diagnosis) -> Iterator[str]:
-    for label, said in zip(plan.labels(), diagnosis.models, strict=False):
+    for label, said in zip(plan.labels, diagnosis.models, strict=False):
         if said:
             yield f"{label}: {said}"
 
